@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# Install into .venv and run `python main.py` with whatever flags follow; without flags: the embedded example.
+#     scripts/quickstart.sh
+#     scripts/quickstart.sh --methods cam --epochs 3
+set -euo pipefail
+source "$(dirname "$0")/environment.sh"
+install requirements.txt
+exec .venv/bin/python main.py "$@"

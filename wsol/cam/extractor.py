@@ -1,0 +1,109 @@
+"""CamExtractor: one forward pass for all methods and both heads."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from wsol.cam.base import HeadView, Row, get_method, rows
+from wsol.dual_head import Classifier, Output, find_head
+from wsol.errors import InputError
+
+
+class CamExtractor:
+    """Raw class activation maps at the target layer's resolution.
+
+        with CamExtractor(model, ["gradcam", "layercam"], target_layer=model.layer4[-1]) as extract:
+            maps = extract(images, class_ids)      # {"gradcam": (B, h, w), ...}, signed, not normalised
+
+    Args:
+        model: a `Classifier` or any network that maps images to logits (B, K).
+        methods: names in CAM_METHODS.
+        target_layer: the module whose output is A, (B, C, h, w); a Classifier knows its own.
+        heads: of HEADS. Given, the keys of the maps are `Row(method, head, clamped)`;
+            None: the softmax head, unclamped, and the keys are the methods' names.
+
+    The trunk runs once a batch and without autograd; recording starts at the
+    target layer, so gradients are those of the few layers behind it. Inside the
+    `with` the model is in eval mode and fp32 outside autocast; on leaving, even
+    by an exception, the hook is gone and every module's mode is what it was.
+    `extract.output` is the Output (logits of both heads) of the last call.
+    """
+
+    def __init__(self, model: nn.Module, methods: Sequence[str], target_layer: nn.Module | None = None,
+                 heads: Sequence[str] | None = None):
+        self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
+        self.target_layer = target_layer if target_layer is not None else self.model.target_layer
+        if self.target_layer is None:
+            raise InputError(f"no target layer known for {type(self.model.network).__name__}; "
+                             "give CamExtractor(..., target_layer=model.some_layer)")
+        self.keys = {row: row if heads is not None else row.method for row in rows(methods, heads or ["softmax"])}
+        missing = {row.head for row in self.keys} - set(self.model.heads())
+        if missing:
+            raise InputError(f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one")
+        self.output: Output | None = None
+        self._leaf: Tensor | None = None
+        self._handle = None
+
+    def __enter__(self) -> "CamExtractor":
+        self._modes = {module: module.training for module in self.model.modules()}
+        self.model.eval()
+        self._handle = self.target_layer.register_forward_hook(self._start_recording)
+        return self
+
+    def __exit__(self, *_exception) -> None:
+        self._handle.remove()
+        self._handle = self._leaf = None
+        for module, training in self._modes.items():
+            module.training = training
+
+    def _start_recording(self, _layer, _inputs, activations: Tensor) -> Tensor:
+        if not isinstance(activations, Tensor) or activations.ndim != 4:
+            raise InputError(f"the target layer {type(self.target_layer).__name__} gives no (B, C, h, w) activations")
+        torch.set_grad_enabled(True)        # undone by the no_grad block around the forward pass
+        self._leaf = activations.detach().requires_grad_()
+        return self._leaf.clone()           # a layer behind may work in place
+
+    def __call__(self, images: Tensor, class_ids: Tensor | None = None) -> dict[Row | str, Tensor]:
+        """images (B, 3, H, W), normalised, and the classes (B,) to explain (None: the
+        softmax head's prediction) → raw maps (B, h, w) on the images' device, by row."""
+        if self._handle is None:
+            raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
+        with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
+            with torch.no_grad():
+                output = self.model(images)
+            if self._leaf is None:
+                raise InputError(f"the forward pass never reached the target layer {type(self.target_layer).__name__}")
+            leaf, self._leaf = self._leaf, None
+            class_ids = self._check_classes(class_ids, output.logits)
+            logits = {"softmax": output.logits, "sigmoid": output.sigmoid_logits}
+            views = {head: HeadView(leaf, logits[head], class_ids, module)
+                     for head, module in self.model.heads().items()}
+            self.output = Output(*(None if x is None else x.detach() for x in output))
+            return self._maps(views)
+
+    def _check_classes(self, class_ids: Tensor | None, logits: Tensor) -> Tensor:
+        if class_ids is None:
+            return logits.detach().argmax(dim=1)
+        class_ids = torch.as_tensor(class_ids, device=logits.device, dtype=torch.long)
+        batch, num_classes = logits.shape
+        if class_ids.shape != (batch,):
+            raise InputError(f"{batch} images need {batch} class ids, not a tensor of shape {tuple(class_ids.shape)}")
+        if batch and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
+            raise InputError(f"class ids {int(class_ids.min())}..{int(class_ids.max())} outside the network's "
+                             f"{num_classes} classes (0..{num_classes - 1})")
+        return class_ids
+
+    def _maps(self, views: dict[str, HeadView]) -> dict[Row | str, Tensor]:
+        formulas: dict[tuple[str, str], Tensor] = {}     # a head's clamped and plain row share the formula
+        maps = {}
+        for row, key in self.keys.items():
+            method, view = get_method(row.method), views[row.head]
+            if (row.method, row.head) not in formulas:
+                formulas[row.method, row.head] = method.formula(view)
+            result = formulas[row.method, row.head]
+            if method.weights:
+                weights = result.clamp(min=0) if row.clamped else result
+                result = torch.einsum("bc,bchw->bhw", weights, view.activations)
+            maps[key] = result
+        return maps
