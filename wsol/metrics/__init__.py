@@ -1,0 +1,41 @@
+"""Metrics: boxes are pure functions, the classes around them count over a data set and over processes."""
+
+from wsol.metrics.boxes import (
+    RESOLUTION,
+    BestIoU,
+    LevelBoxes,
+    best_iou,
+    box_at,
+    box_iou,
+    contour_boxes,
+    match_boxes,
+    quantize,
+    resize_boxes,
+    scoremap_boxes,
+    thresholds,
+)
+from wsol.metrics.localization import (
+    BoxAccuracy,
+    PixelAveragePrecision,
+    average_precision,
+    center_gaussian,
+)
+
+__all__ = [
+    "RESOLUTION",
+    "BestIoU",
+    "BoxAccuracy",
+    "LevelBoxes",
+    "PixelAveragePrecision",
+    "average_precision",
+    "best_iou",
+    "box_at",
+    "box_iou",
+    "center_gaussian",
+    "contour_boxes",
+    "match_boxes",
+    "quantize",
+    "resize_boxes",
+    "scoremap_boxes",
+    "thresholds",
+]
