@@ -1,0 +1,348 @@
+"""Every setting of a run: command line and YAML → one checked munch.
+
+Names and meanings are those of wsolevaluation and Dual-CAM; a person's old
+commands keep working. Choices come from the registries. Parsing touches no disk
+(but for reading --config FILE).
+"""
+
+import argparse
+import math
+import os
+from pathlib import Path
+
+import munch
+import yaml
+
+from data_loaders import DATASETS, SPLITS, dataset_facts
+from wsol.backbones import ARCHITECTURES
+from wsol.cam import CAM_METHODS, HEADS
+from wsol.dual_head import UNFREEZE
+from wsol.errors import InputError, nearest
+from wsol.losses import LOSSES, OBJECTIVES
+from wsol.methods import METHODS
+
+DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
+# A run that goes on takes these from the command line only; all others from its config.yaml.
+_OF_THIS_CALL = ("resume", "eval_only", "eval_checkpoint_type", "train_only", "override_cache", "dry_run", "config",
+                 "root", "experiment_name", "debug")
+
+
+def boolean(text: str) -> bool:
+    """TRUE/FALSE, yes/no, t/f, y/n, 1/0 in any case."""
+    word = text.lower()
+    if word in ("true", "t", "yes", "y", "1", "on"):
+        return True
+    if word in ("false", "f", "no", "n", "0", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"'{text}' is not TRUE or FALSE")
+
+
+def names(text: str) -> list[str]:
+    """"cam, gradcam" → ["cam", "gradcam"], each once."""
+    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _number(kind, low: float, high: float = math.inf, above: bool = False):
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+        if not math.isfinite(value) or not (low < value if above else low <= value) or value > high:
+            bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
+            raise argparse.ArgumentTypeError(f"{text} is out of range ({bounds})")
+        return value
+    return parse
+
+
+count, positive = _number(int, 0), _number(int, 1)
+amount, rate = _number(float, 0), _number(float, 0, above=True)
+share, size = _number(float, 0, 1), _number(int, 16)
+
+
+class _Parser(argparse.ArgumentParser):
+    """One clear line instead of argparse's usage dump; exit code 2 as ever."""
+
+    source = ""     # the file that settings come from, when it is not the command line
+
+    def error(self, message: str):
+        for option, known in (("--architecture", ARCHITECTURES), ("--dataset_name", DATASETS)):
+            if message.startswith(f"argument {option}") and "invalid choice" in message:
+                message += nearest(message.split("'")[1], known)
+        self.exit(2, f"error: {self.source}{message}\nsee python {self.prog} --help\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line, in the groups that --help shows."""
+    parser = _Parser(prog="main.py", description="Train a classifier's sigmoid branch (Dual-CAM), draw class activation "
+                     "maps and measure how well they localize. Without any flag: the embedded example.",
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    _add_run(parser.add_argument_group("run"))
+    _add_data(parser.add_argument_group("data"))
+    _add_model(parser.add_argument_group("network and branches"))
+    _add_training(parser.add_argument_group("training"))
+    _add_maps(parser.add_argument_group("maps and metrics"))
+    _add_reporting(parser.add_argument_group("Weights & Biases"))
+    _add_wsol_methods(parser.add_argument_group("options of --wsol_method"))
+    return parser
+
+
+def _flag(group, name: str, help: str, default=False) -> None:
+    """A boolean that may stand alone or be followed by TRUE or FALSE."""
+    group.add_argument(name, type=boolean, nargs="?", const=True, default=default, metavar="TRUE|FALSE", help=help)
+
+
+def _add_run(group) -> None:
+    add = group.add_argument
+    add("--config", metavar="FILE", help="YAML file of settings (a run's config.yaml, say); flags override it")
+    add("--root", default="experiments", help="folder that holds the run folders")
+    add("--experiment_name", help="the run's folder below --root (default: the next free run-N)")
+    _flag(group, "--override_cache", "replace an existing run folder of that name")
+    _flag(group, "--resume", "go on with a run that was cut off")
+    _flag(group, "--eval_only", "evaluate a checkpoint of an existing run, no training")
+    add("--eval_checkpoint_type", default="last", metavar="PREFIX",
+        help="checkpoint to evaluate: last, best, or any PREFIX of PREFIX_checkpoint.pth.tar in the run folder")
+    _flag(group, "--train_only", "train, but do not evaluate on the test split")
+    _flag(group, "--dry_run", "print settings, parameter and data counts, and stop")
+    add("--seed", type=count, default=42, help="of everything random")
+    add("--gpus", default="0", help="CUDA device indices, such as 0 or 0,1; the CPU is used where there is no CUDA")
+    add("--workers", type=count, default=4, help="data loading processes, at most the number of cores")
+    _flag(group, "--debug", "log more")
+
+
+def _add_data(group) -> None:
+    add = group.add_argument
+    add("--dataset_name", default="Synthetic",
+        help=f"{', '.join(DATASETS)}, or any folder in the same format; default Synthetic, made when first used")
+    add("--data_root", default="dataset", help="images are at DATA_ROOT/DATASET_NAME")
+    add("--metadata_root", default="metadata", help="metadata are at METADATA_ROOT/DATASET_NAME")
+    add("--mask_root", help="masks are at MASK_ROOT/DATASET_NAME (default: --data_root)")
+    _flag(group, "--proxy_training_set", "train on image_ids_proxy.txt, a small part of ILSVRC")
+    add("--num_val_sample_per_class", type=count, default=0, help="val images a class, 0 for all")
+    add("--resize_size", type=size, default=256, help="training images are resized to this square before cropping")
+    add("--crop_size", type=size, default=224, help="side of the network's input")
+    add("--augment", choices=("crop_flip", "none"),
+        help="training: random crop and flip, or none (default: crop_flip; none for Synthetic and CUTOUTS)")
+
+
+def _add_model(group) -> None:
+    add = group.add_argument
+    add("--architecture", default="efficientnet_lite0", choices=sorted(ARCHITECTURES), help="the network")
+    _flag(group, "--pretrained", "start from ImageNet weights", True)
+    _flag(group, "--large_feature_map", "half the stride of the last stage: maps of twice the side")
+    add("--model_structure", choices=tuple(OBJECTIVES), default="b2",
+        help="vanilla: one head, loss c1; b1: one head, c1 + c2; b2: softmax head (c1) and sigmoid branch (c2)")
+    add("--unfreeze_layer", choices=tuple(UNFREEZE), metavar="LAYER",
+        help="what learns: all, none, the softmax head (fc classifier SPG_A4 head conv) or the sigmoid branch "
+             "(fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, all otherwise")
+    add("--last_layer", choices=("fc",), default="fc", help="kind of the classification layer")
+    add("--ft_ckpt", metavar="FILE", help="checkpoint to start from; in b2 its head is cloned into the branch")
+    add("--sigmoid_init", choices=("clone", "random"), default="clone",
+        help="the branch starts as a copy of the softmax head, or at random as in the authors' code")
+    _flag(group, "--init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True)
+
+
+def _add_training(group) -> None:
+    add = group.add_argument
+    add("--wsol_method", choices=tuple(METHODS), default="cam", help="training method")
+    add("--epochs", type=count, default=10, help="0 trains nothing and evaluates the start")
+    add("--batch_size", type=positive, default=32, help="over all processes")
+    add("--lr", type=rate, help="learning rate of the trunk (default: 0.01; 0.003 in b2)")
+    add("--lr_decay_frequency", type=positive, default=3, metavar="N",
+        help="the rate falls to a tenth at the start of epochs N, 2N, ...")
+    add("--lr_classifier_ratio", type=rate, default=10.0, help="heads learn this many times as fast")
+    add("--momentum", type=share, default=0.9, help="of SGD, Nesterov's")
+    add("--weight_decay", type=amount, default=5e-4, help="of SGD")
+    add("--vanilla_epochs", type=count, help="b2 on new classes without --ft_ckpt: epochs of the linear probe that "
+        "gives the softmax head (default: --epochs)")
+    add("--vanilla_lr", type=rate, default=0.01, help="learning rate of that stage")
+    add("--save_every", type=count, default=0, metavar="N", help="keep the checkpoint of every N-th epoch")
+    add("--c1", choices=tuple(LOSSES), default="cross_entropy", help="loss of the softmax head")
+    add("--c2", choices=tuple(LOSSES), default="binary_cross_entropy", help="loss of the sigmoid branch")
+
+
+def _add_maps(group) -> None:
+    add = group.add_argument
+    add("--methods", type=names, metavar="A,B,...",
+        help=f"CAM methods, or all (known: {', '.join(CAM_METHODS)}; default: {','.join(DEFAULT_METHODS)})")
+    add("--method", choices=tuple(CAM_METHODS), help="one CAM method; --methods overrides it")
+    add("--heads", type=names, metavar="A,B,...",
+        help=f"rows to make, of {', '.join(HEADS)} (default: softmax; in b2 softmax,softmax_clamped,sigmoid_clamped)")
+    _flag(group, "--t1", "add the row softmax_clamped")
+    _flag(group, "--t2", "add the row sigmoid_clamped")
+    add("--cam_target", choices=("gt", "pred"), default="gt",
+        help="class whose map is evaluated: the true one, or the softmax head's prediction")
+    add("--cam_curve_interval", type=_number(float, 0, 1, above=True), default=0.001,
+        help="step between score map thresholds")
+    add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
+    add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
+    _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
+    _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
+    _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
+    add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison")
+    _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
+
+
+def _add_reporting(group) -> None:
+    add = group.add_argument
+    add("--wandb", type=boolean, nargs="?", const=True, metavar="on|off",
+        help="report to Weights & Biases (default: on where --project or --wandb_name is given)")
+    add("--project", help="W&B project")
+    add("--wandb_name", help="W&B run name (default: the experiment's)")
+    add("--wandb_dir", help="where W&B writes (default: the run folder)")
+
+
+def _add_wsol_methods(group) -> None:
+    add = group.add_argument
+    add("--has_grid_size", type=positive, default=4, help="has: side of a patch in pixels")
+    add("--has_drop_rate", type=share, default=0.5, help="has")
+    add("--acol_threshold", type=share, default=0.7, help="acol")
+    for level, high, low in ((1, 0.7, 0.01), (2, 0.5, 0.05), (3, 0.7, 0.1)):
+        add(f"--spg_threshold_{level}h", type=share, default=high, help="spg")
+        add(f"--spg_threshold_{level}l", type=share, default=low, help="spg")
+    add("--adl_drop_rate", type=share, default=0.75, help="adl")
+    add("--adl_threshold", type=share, default=0.9, help="adl")
+    add("--cutmix_beta", type=amount, default=1.0, help="cutmix")
+    add("--cutmix_prob", type=share, default=1.0, help="cutmix")
+
+
+# --------------------------------------------------------------------------- parsing
+
+def parse_args(argv: list[str] | None = None) -> munch.Munch:
+    """The command line as a checked munch with every default filled in.
+
+    Leaves with exit code 2 on an unknown flag or value (argparse), and raises
+    InputError where flags contradict each other. `given` lists the settings that
+    were set by hand.
+    """
+    parser = make_parser()
+    values = vars(parser.parse_args(argv))
+    given = set(_given(argv))
+    if values["config"]:
+        saved = load_yaml(values["config"])
+        values |= {key: value for key, value in saved.items() if key not in given}
+        given |= set(saved)
+    return complete(munch.munchify(values | {"given": sorted(given)}))
+
+
+def _given(argv: list[str] | None) -> dict:
+    """Only what stands on the command line: the same parse with every default suppressed."""
+    bare = make_parser()
+    for action in bare._actions:
+        action.default = argparse.SUPPRESS
+    return vars(bare.parse_args(argv))
+
+
+def load_yaml(path: str) -> dict:
+    """Settings of a YAML file, each checked as if it stood on the command line."""
+    try:
+        saved = yaml.safe_load(Path(path).read_text())
+    except FileNotFoundError:
+        raise InputError(f"--config {path}: no such file") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: {str(error).splitlines()[0]}") from None
+    if not isinstance(saved, dict):
+        raise InputError(f"--config {path}: not a YAML mapping of settings")
+    return check_settings(saved, path)
+
+
+def check_settings(saved: dict, path: str) -> dict:
+    """Pass a mapping of settings through the parser, so that types and choices hold for it, too."""
+    parser = make_parser()
+    parser.source = f"{path}: "
+    known = {action.dest: action for action in parser._actions if action.dest != "help"}
+    argv, keys = [], []
+    for key, value in saved.items():
+        if key not in known:
+            raise InputError(f"{path}: unknown setting '{key}'" + nearest(str(key), known))
+        if value is None or key in _OF_THIS_CALL:
+            continue
+        values = value if isinstance(value, (list, tuple)) else [value]
+        words = [str(v) for v in values]
+        argv += [f"--{key}", *(words if known[key].nargs == "+" else [",".join(words)])]
+        keys.append(key)
+    checked = vars(parser.parse_args(argv))
+    return {key: checked[key] for key in keys}
+
+
+def continue_run(config: munch.Munch, saved: dict, path: str) -> munch.Munch:
+    """A run that goes on keeps the settings it was started with; what stands on the command line counts more."""
+    saved = check_settings(saved, path)
+    kept = {key: value for key, value in saved.items() if key not in config.given}
+    return complete(munch.munchify(dict(config) | kept))
+
+
+def complete(config: munch.Munch) -> munch.Munch:
+    """Fill in the defaults that depend on other settings, and refuse contradictions."""
+    b2 = config.model_structure == "b2"
+    fill = {
+        "mask_root": config.data_root,
+        "unfreeze_layer": "fc2" if b2 else "all",
+        "lr": 0.003 if b2 else 0.01,
+        "vanilla_epochs": config.epochs,
+        "augment": dataset_facts(config.dataset_name).augment,
+        "methods": [config.method] if config.method else list(DEFAULT_METHODS),
+        "heads": ["softmax", "softmax_clamped", "sigmoid_clamped"] if b2 else ["softmax"],
+        "wandb": bool(config.project or config.wandb_name),
+    }
+    for key, value in fill.items():
+        if config[key] is None:
+            config[key] = value
+    if config.methods == ["all"]:
+        config.methods = list(CAM_METHODS)
+    for flag, variant in (("t1", "softmax_clamped"), ("t2", "sigmoid_clamped")):
+        if config[flag] and variant not in config.heads:
+            config.heads.append(variant)
+    config.workers = min(config.workers, len(os.sched_getaffinity(0)))
+    _check(config)
+    return config
+
+
+def _check(config: munch.Munch) -> None:
+    for flag, values, known in (("methods", config.methods, CAM_METHODS), ("heads", config.heads, HEADS)):
+        for value in values:
+            if value not in known:
+                raise InputError(f"--{flag}: unknown name '{value}'{nearest(value, known)} (known: {', '.join(known)})")
+        if not values:
+            raise InputError(f"--{flag} names nothing (known: {', '.join(known)})")
+    wants_branch = [head for head in config.heads if head.startswith("sigmoid")]
+    if config.model_structure != "b2":
+        if wants_branch:
+            raise InputError(f"--heads {wants_branch[0]} needs a sigmoid branch: --model_structure b2, "
+                             f"not {config.model_structure}")
+        if UNFREEZE[config.unfreeze_layer] == ("sigmoid_head",):
+            raise InputError(f"--unfreeze_layer {config.unfreeze_layer} is the sigmoid branch: it needs "
+                             f"--model_structure b2, not {config.model_structure}")
+    if not UNFREEZE[config.unfreeze_layer] and config.epochs and not config.eval_only:
+        raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
+    if config.resume + config.eval_only + config.override_cache > 1:
+        raise InputError("--resume, --eval_only and --override_cache exclude each other")
+    if config.eval_only and config.train_only:
+        raise InputError("--eval_only and --train_only exclude each other")
+    if config.augment == "crop_flip" and config.resize_size < config.crop_size:
+        raise InputError(f"--resize_size {config.resize_size} is smaller than --crop_size {config.crop_size}: no crop "
+                         "fits; enlarge it or give --augment none")
+    name = Path(config.dataset_name)
+    if not config.dataset_name or name.is_absolute() or len(name.parts) != 1 or name.parts[0] == "..":
+        raise InputError(f"--dataset_name '{config.dataset_name}' is not a folder's name")
+    try:
+        if min(gpu_indices(config.gpus)) < 0:
+            raise ValueError
+    except ValueError:
+        raise InputError(f"--gpus '{config.gpus}' is not a list of device indices such as 0 or 0,1") from None
+
+
+def gpu_indices(text: str) -> list[int]:
+    """"0,1" → [0, 1]."""
+    return [int(word) for word in str(text).split(",")]
+
+
+def saved_settings(config: munch.Munch) -> dict:
+    """What config.yaml keeps: every setting but the bookkeeping of this call."""
+    return {key: munch.unmunchify(value) for key, value in config.items()
+            if key not in ("given", "config", "resume", "eval_only", "dry_run", "override_cache")}
+
+
+def splits_needed(config: munch.Munch) -> tuple[str, ...]:
+    """The splits this run reads."""
+    return SPLITS[1:] if config.eval_only else SPLITS[:2] if config.train_only else SPLITS

@@ -1,0 +1,111 @@
+"""Score maps + metadata → metrics."""
+
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_loaders import SplitMetadata, load_mask
+from wsol.cam import Row, ScoreMaps
+from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
+
+
+class Localization:
+    """The metrics that a split's annotation allows, for one row: boxes, masks, or both."""
+
+    def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float):
+        self.boxes = (BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold)
+                      if metadata.boxes is not None else None)
+        self.pixels = PixelAveragePrecision(interval) if metadata.masks is not None else None
+        self.num_degenerate = 0
+
+    def compute(self, val: "Localization | None" = None) -> dict:
+        """Metrics by their keys in results.json (percent); val gives the thresholds of gt_loc_val and top1_loc_val."""
+        found = {}
+        if self.boxes is not None:
+            found |= self.boxes.compute(val.boxes if val is not None else None)
+        if self.pixels is not None:
+            found |= self.pixels.compute()
+        return found
+
+
+class Evaluation:
+    """Everything measured on one split: classification, each row's localization, the centre baseline.
+
+    Args:
+        metadata: the split.
+        rows: methods x heads to expect in every batch.
+        interval, iou_thresholds, loc_threshold: see protocol flags `--cam_curve_interval`,
+            `--iou_threshold_list`, `--loc_threshold`.
+        keep: indices of images whose maps are kept in `examples` for pictures.
+    """
+
+    def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
+                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, keep: Sequence[int] = ()):
+        self.metadata = metadata
+        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold)
+        self.rows = {row: Localization(metadata, **settings) for row in rows}
+        self.center = Localization(metadata, **settings)
+        self.keep = set(keep)
+        self.examples: dict[int, dict[Row, np.ndarray]] = {}
+        self.hits: dict[str, int] = {}
+        self.num_images = 0
+        self.seconds = 0.0
+
+    def update(self, batch: ScoreMaps) -> None:
+        """Add a batch of score maps."""
+        start = time.perf_counter()
+        self.num_images += len(batch.indices)
+        correct = top_k_correct(batch.logits, batch.labels)
+        for key, values in correct.items():
+            self.hits[key] = self.hits.get(key, 0) + int(values.sum())
+        boxes = masks = None
+        if self.metadata.boxes is not None:
+            boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
+            self.center.boxes.update_shared(center_gaussian(), boxes)
+        if self.metadata.masks is not None:
+            masks = load_masks(self.metadata, batch.indices)
+            self.center.pixels.update(np.broadcast_to(center_gaussian(), masks.shape), masks)
+        for row, measured in self.rows.items():
+            maps = batch.maps[row]
+            measured.num_degenerate += int(batch.degenerate[row].sum())
+            if boxes is not None:
+                measured.boxes.update(maps, boxes, **correct)
+            if masks is not None:
+                measured.pixels.update(maps, masks)
+        for position, index in enumerate(batch.indices):
+            if index in self.keep:
+                self.examples[int(index)] = {row: batch.maps[row][position] for row in self.rows}
+        self.seconds += time.perf_counter() - start
+
+    def compute(self, val: "Evaluation | None" = None) -> dict:
+        """{"num_images", "classification", "rows", "center"} as in results.json."""
+        rows = [{"method": row.method, "head": row.head, "clamped": row.clamped, "normalization": "minmax",
+                 "num_degenerate": measured.num_degenerate, **measured.compute(val.rows[row] if val else None)}
+                for row, measured in self.rows.items()]
+        return {"num_images": self.num_images,
+                "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
+                "rows": rows, "center": self.center.compute()}
+
+
+def top_k_correct(logits: Tensor, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """{"top1": (B,) bool, "top5": (B,) bool}: is the label the best, or among the five best, of (B, K) logits?
+
+    With fewer than five classes top5 says nothing and is left out.
+    """
+    num_classes = logits.shape[1]
+    best = logits.topk(min(5, num_classes), dim=1).indices
+    hit = (best == torch.as_tensor(labels)[:, None]).numpy()
+    correct = {"top1": hit[:, 0]}
+    if num_classes >= 5:
+        correct["top5"] = hit.any(axis=1)
+    return correct
+
+
+def load_masks(metadata: SplitMetadata, indices: Sequence[int]) -> np.ndarray:
+    """Masks of some images, (B, 224, 224) uint8, see data_loaders.load_mask; files are decoded by threads."""
+    with ThreadPoolExecutor(4) as pool:
+        return np.stack(list(pool.map(lambda i: load_mask(metadata.mask_root, metadata.masks[i]), indices)))

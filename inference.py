@@ -1,0 +1,44 @@
+"""Loader + model + CAM methods → score maps."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from wsol.cam import CamExtractor, ScoreMaps, to_scoremaps
+from wsol.dual_head import Classifier
+from wsol.metrics.boxes import RESOLUTION
+from wsol.progress import progress
+from wsol.training import to_device
+
+
+def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[str], heads: Sequence[str],
+                      device: torch.device, *, target: str = "gt", title: str = "maps") -> Iterator[ScoreMaps]:
+    """Score maps of every row (method x head) for every image, batch by batch, from one forward pass each.
+
+    Args:
+        loader: gives (images (B, 3, H, W), labels, indices).
+        target: the class explained: "gt", the label, or "pred", the softmax head's choice.
+
+    Maps are 224 x 224 whatever the input's size: the evaluation's resolution (wsolevaluation).
+    """
+    with CamExtractor(model, methods, heads=heads) as extract:
+        for images, labels, indices in progress(loader, title):
+            raw = extract(to_device(images, device), labels.to(device) if target == "gt" else None)
+            finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION)) for row, maps in raw.items()}
+            logits, sigmoid_logits = extract.output
+            yield ScoreMaps(indices.numpy(), labels.numpy(), logits.float().cpu(),
+                            None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
+                            {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
+                            {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
+
+
+def save_scoremaps(batch: ScoreMaps, image_ids: Sequence[str], folder: Path) -> None:
+    """Write `<folder>/<method>_<head>[_clamped]/<image id without extension>.npy`, the very float32 arrays evaluated."""
+    for row, maps in batch.maps.items():
+        for index, scoremap in zip(batch.indices, maps, strict=True):
+            path = folder / str(row) / Path(image_ids[index]).with_suffix(".npy")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            np.save(path, scoremap)

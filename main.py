@@ -1,0 +1,293 @@
+"""Train a network's branch, draw its class activation maps, measure how well they localize.
+
+    python main.py                              # the embedded example, a few minutes without a GPU
+    python main.py --help                       # every setting
+    python main.py --dataset_name CUB --architecture efficientnet_lite0 --methods cam,gradcam
+    python main.py --experiment_name run-1 --eval_only
+"""
+
+import errno
+import sys
+import time
+
+import torch
+import yaml
+
+from config import continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, load_data, load_image, load_mask,
+                          make_loader, set_epoch)
+from evaluation import Evaluation
+from inference import compute_scoremaps, save_scoremaps
+from wsol import build, checkpoint, dualize, reporting, training, visualize
+from wsol.backbones import ARCHITECTURES
+from wsol.cam import rows
+from wsol.dual_head import UNFREEZE, Classifier, Output
+from wsol.errors import InputError
+from wsol.history import History
+from wsol.losses import OBJECTIVES, Objective
+from wsol.run_folder import RunFolder, log, log_to, start_log
+
+FIGURE_IMAGES = 6
+
+
+def main(argv: list[str] | None = None) -> dict | None:
+    """Configure, build, train, infer, evaluate, report. Returns what results.json holds."""
+    config, run = configure(argv)
+    device, where = training.select_device(gpu_indices(config.gpus))
+    log.info(where)
+    data = read_data(config)
+    saved = find_checkpoint(config, run)
+    model = build_model(config, data, saved).to(device, memory_format=torch.channels_last)
+    describe(config, data, model)
+    if config.dry_run:
+        return None
+
+    config.experiment_name = run.open(saved_settings(config))
+    log_to(run)
+    wandb = reporting.Wandb(config.wandb, project=config.project, name=config.wandb_name or config.experiment_name,
+                            folder=config.wandb_dir, run=run, config=saved_settings(config))
+    results, start = None, time.perf_counter()
+    if not config.eval_only:
+        model = train(config, data, model, saved, run, device, wandb)
+    if not config.train_only:
+        seconds = {} if config.eval_only else {"train": time.perf_counter() - start}
+        results, evaluation = measure(config, data, model, run, device, seconds)
+        figures = draw(data, evaluation, results, run)
+        reporting.write_results(run, results)
+        log.info("\n%s", reporting.summary(results))
+        wandb.log_results(results, figures)
+    wandb.close()
+    log.info("everything is in %s", run.path)
+    return results
+
+
+# --------------------------------------------------------------------------- configure, read, build
+
+def configure(argv: list[str] | None):
+    """The settings, and the run's folder as it will be; nothing is written yet."""
+    config = parse_args(argv)
+    start_log(config.debug)
+    goes_on = config.resume or config.eval_only
+    run = RunFolder(config.root, config.experiment_name, must_exist=goes_on, override=config.override_cache)
+    if goes_on:
+        config = continue_run(config, run.saved_config(), f"{run.path}/config.yaml")
+    return config, run
+
+
+def read_data(config) -> WsolData:
+    """The metadata of the splits that this run needs."""
+    return load_data(config.dataset_name, data_root=config.data_root, metadata_root=config.metadata_root,
+                     mask_root=config.mask_root, splits=splits_needed(config), seed=config.seed,
+                     proxy_training_set=config.proxy_training_set,
+                     num_val_sample_per_class=config.num_val_sample_per_class)
+
+
+def find_checkpoint(config, run: RunFolder) -> checkpoint.Found | None:
+    """The checkpoint that this run evaluates, goes on from, or starts from; None: ImageNet weights, or none."""
+    if config.eval_only:
+        if config.ft_ckpt:
+            log.info("--eval_only evaluates the run's own checkpoint; --ft_ckpt is not read")
+        return checkpoint.Found("eval", checkpoint.path_of(run.path, config.eval_checkpoint_type))
+    if config.resume:
+        for prefix in ("", "vanilla_"):
+            path = run.path / f"{prefix}last{checkpoint.SUFFIX}"
+            if path.is_file():
+                return checkpoint.Found("resume", path)
+        log.info("%s holds no checkpoint yet; training starts from its beginning", run.path)
+    return checkpoint.Found("start", config.ft_ckpt) if config.ft_ckpt else None
+
+
+def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Classifier:
+    """The network with the weights that this run begins with, and with its branch as soon as it has one."""
+    training.seed_everything(config.seed)
+    b2 = config.model_structure == "b2"
+    keeps_head = saved is None and config.pretrained and dataset_facts(config.dataset_name).imagenet
+    if saved is not None:
+        saved.check_architecture(config.architecture)
+        if saved.role == "eval":
+            data.class_names = saved.class_names(ARCHITECTURES[config.architecture].head, data.class_names)
+    model = build(config.architecture, None if keeps_head else data.num_classes,
+                  large_feature_map=config.large_feature_map, pretrained=config.pretrained and saved is None)
+    if saved is None:
+        return branch_out(config, model) if b2 and keeps_head else model
+    if saved.role == "start":
+        checkpoint.load_state_dict(model, saved.tensors, saved.path, branch=False)
+        return branch_out(config, model) if b2 else model
+    if b2 and saved.content.get("stage") != "vanilla":
+        model = dualize(model)
+    checkpoint.load_state_dict(model, saved.tensors, saved.path)
+    return model
+
+
+def branch_out(config, model: Classifier) -> Classifier:
+    """Give a trained network its sigmoid branch (Dual-CAM)."""
+    training.seed_everything(config.seed)
+    dual = dualize(model)
+    training.init_branch(dual, config.sigmoid_init)
+    return dual
+
+
+def describe(config, data: WsolData, model: Classifier) -> None:
+    """Log what is about to run: in full for --dry_run, in two lines otherwise."""
+    if config.model_structure == "b2" and model.sigmoid_head is None:
+        model = dualize(model)      # as it will be once the softmax head is trained
+    model.set_trainable(UNFREEZE[config.unfreeze_layer])
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in model.parameters()) - trainable
+    if config.dry_run:
+        log.info(yaml.safe_dump(saved_settings(config), sort_keys=False).rstrip())
+    log.info("data: %s, %d classes; images: %s", data.name, data.num_classes,
+             ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items()))
+    log.info("network: %s, %s; parameters: %s trainable, %s frozen", config.architecture, config.model_structure,
+             f"{trainable:,}", f"{frozen:,}")
+
+
+def image_loader(config, data: WsolData, split: str, train: bool = False):
+    """A loader of one split; `train`: augmented and shuffled."""
+    facts = ARCHITECTURES[config.architecture]
+    dataset = ImageDataset(data.splits[split], crop_size=config.crop_size, mean=facts.mean, std=facts.std,
+                           augment=config.augment if train else "none", resize_size=config.resize_size,
+                           seed=config.seed)
+    return make_loader(dataset, config.batch_size, config.workers, config.seed if train else None)
+
+
+# --------------------------------------------------------------------------- train
+
+def train(config, data: WsolData, model: Classifier, saved: checkpoint.Found | None, run: RunFolder, device,
+          wandb) -> Classifier:
+    """Train the softmax head first where classes are new and a branch is to follow it, then what was asked for."""
+    resumed = saved.content if saved is not None and saved.role == "resume" else None
+    if resumed is not None:
+        log.info("resuming after epoch %d of stage %s", resumed["epoch"], resumed["stage"])
+    # Epochs that no checkpoint holds are trained again; a checkpoint of b2 has its vanilla stage behind it.
+    run.forget_metrics_after({} if resumed is None else {"vanilla": config.vanilla_epochs}
+                             | {resumed["stage"]: resumed["epoch"]})
+    trainer = training.Trainer(image_loader(config, data, "train", train=True), device, seed=config.seed,
+                               set_epoch=set_epoch, decay_frequency=config.lr_decay_frequency,
+                               classifier_ratio=config.lr_classifier_ratio, momentum=config.momentum,
+                               weight_decay=config.weight_decay)
+    facts = {"architecture": config.architecture, "model_structure": config.model_structure,
+             "large_feature_map": config.large_feature_map, "num_classes": data.num_classes,
+             "class_names": data.class_names, "dataset_name": data.name, "seed": config.seed}
+
+    if config.model_structure == "b2" and model.sigmoid_head is None:
+        log.info("the classes are new to the network: a linear probe trains its softmax head first")
+        model.set_trainable(["softmax_head"])
+        objective = OBJECTIVES["vanilla"](config.c1, config.c2)
+        history = History(run, wandb, "vanilla", facts | {"model_structure": "vanilla"}, prefix="vanilla_",
+                          save_every=config.save_every, resumed=resumed)
+        trainer.fit(model, objective, history, epochs=config.vanilla_epochs, lr=config.vanilla_lr, resumed=resumed)
+        model, resumed = branch_out(config, model), None
+
+    model.set_trainable(UNFREEZE[config.unfreeze_layer])
+    objective = OBJECTIVES[config.model_structure](config.c1, config.c2)
+    validate, criterion = validation(config, data, objective, device)
+    history = History(run, wandb, config.model_structure, facts, save_every=config.save_every, criterion=criterion,
+                      resumed=resumed)
+    trainer.fit(model, objective, history, epochs=config.epochs, lr=config.lr, resumed=resumed, validate=validate)
+    return model
+
+
+def validation(config, data: WsolData, objective: Objective, device):
+    """(model → figures of the val split, the figure that picks `best`); (None, None) without a val split.
+
+    It reads the first CAM method on the last head: in b2, unless --heads says
+    otherwise, the sigmoid branch with negative weights clamped.
+    """
+    if "val" not in data.splits:
+        return None, None
+    v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
+    boxes = data.splits["val"].boxes is not None
+    criterion = "pxap" if not boxes else "maxboxacc_v2" if v2 else "maxboxacc_v1"
+    row = rows(config.methods[:1], config.heads[-1:])[0]
+    loader = image_loader(config, data, "val")
+
+    def validate(model: Classifier) -> dict[str, float]:
+        evaluation = new_evaluation(config, data.splits["val"], [row])
+        loss = 0.0
+        for batch in compute_scoremaps(model, loader, [row.method], [row.variant], device, target=config.cam_target,
+                                       title="validate"):
+            evaluation.update(batch)
+            output = Output(batch.logits, batch.sigmoid_logits)
+            loss += objective(output, torch.from_numpy(batch.labels)).item() * len(batch.labels)
+        found = evaluation.compute()
+        return {"loss": loss / found["num_images"], "top1": found["classification"]["top1"],
+                criterion: found["rows"][0][criterion]}
+    return validate, criterion
+
+
+# --------------------------------------------------------------------------- infer, evaluate, report
+
+def new_evaluation(config, metadata: SplitMetadata, wanted, keep=()) -> Evaluation:
+    return Evaluation(metadata, wanted, interval=config.cam_curve_interval, keep=keep,
+                      iou_thresholds=config.iou_threshold_list, loc_threshold=config.loc_threshold)
+
+
+def measure(config, data: WsolData, model: Classifier, run: RunFolder, device,
+            seconds: dict[str, float]) -> tuple[dict, Evaluation]:
+    """Maps and metrics of the test split; of the val split first, whose best thresholds are used on test."""
+    start = time.perf_counter()
+    test = data.splits["test"]
+    keep = [round(i * (len(test) - 1) / max(FIGURE_IMAGES - 1, 1)) for i in range(FIGURE_IMAGES)]
+    evaluations = {}
+    for split in ("val", "test"):
+        if split not in data.splits:
+            continue
+        evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads),
+                                    keep if split == "test" else ())
+        for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
+                                       target=config.cam_target, title=f"maps of {split}"):
+            evaluation.update(batch)
+            if config.save_scoremaps:
+                save_scoremaps(batch, data.splits[split].image_ids, run.path / "scoremaps" / split)
+        evaluations[split] = evaluation
+    found = evaluations["test"].compute(evaluations.get("val"))
+    evaluating = sum(evaluation.seconds for evaluation in evaluations.values())
+    seconds |= {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
+    results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
+               "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
+               "config": saved_settings(config), "versions": reporting.versions(),
+               "classification": found["classification"], "rows": found["rows"], "center": found["center"],
+               "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+    return results, evaluations["test"]
+
+
+def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) -> list:
+    """figures/: a grid of maps for each method, and box accuracy over the threshold."""
+    test = data.splits["test"]
+    examples = [visualize.Example(
+        image=load_image(test.image_path(i)), title=data.class_names[test.labels[i]], maps=maps,
+        boxes=None if test.boxes is None else test.boxes[i],
+        mask=None if test.masks is None else load_mask(test.mask_root, test.masks[i]))
+        for i, maps in evaluation.examples.items()]
+    taus = {row: entry.get("tau", {}).get("gt_loc_val", results["config"]["loc_threshold"])
+            for row, entry in zip(evaluation.rows, results["rows"], strict=True)}
+    paths = [visualize.map_grid(run.figures / f"maps_{method}.png", method, examples,
+                                {row: tau for row, tau in taus.items() if row.method == method})
+             for method in dict.fromkeys(row.method for row in taus)]
+    if test.boxes is not None:
+        curves = {row: measured.boxes.curve() for row, measured in evaluation.rows.items()}
+        paths.append(visualize.box_accuracy_curves(run.figures / "box_accuracy.png", curves))
+    return paths
+
+
+def run_from_shell() -> int:
+    """main() with the exit codes of a command: 0, 2 for bad input, 130 for Ctrl-C."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        print(f"error: cannot write {error.filename or 'a file of the run'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command with --resume and --experiment_name goes on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_from_shell())

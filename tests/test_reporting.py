@@ -1,0 +1,110 @@
+"""The table, the files made from the results, W&B that never stops a run, and the pictures."""
+
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsol import reporting, visualize
+from wsol.cam import Row
+from wsol.run_folder import RunFolder
+
+RESULTS = {
+    "dataset": "Shapes", "split": "test", "num_images": 12, "classification": {"top1": 91.666, "top5": 100.0},
+    "rows": [
+        {"method": "cam", "head": "softmax", "clamped": False, "maxboxacc": {30: 80.0, 50: 60.0}, "maxboxacc_v2": 70.0,
+         "gt_loc": 55.0, "top1_loc": 50.0, "tau": {"gt_loc": 0.2}},
+        {"method": "cam", "head": "sigmoid", "clamped": True, "maxboxacc": {30: 82.0, 50: 61.0}, "maxboxacc_v2": 71.5,
+         "gt_loc": 56.0, "top1_loc": 51.0, "tau": {"gt_loc": 0.2}},
+        {"method": "eigencam", "head": "none", "clamped": False, "maxboxacc": {30: 1.0, 50: 2.0}, "maxboxacc_v2": 1.5,
+         "gt_loc": 3.0, "top1_loc": 2.0, "tau": {"gt_loc": 0.2}}],
+    "center": {"maxboxacc": {30: 40.0, 50: 20.0}, "maxboxacc_v2": 30.0, "gt_loc": 10.0},
+    "seconds": {"train": 4.4, "inference": 2.0, "evaluation": 1.0}}
+
+
+def test_table_compares_with_the_methods_softmax_row():
+    lines = [line.split() for line in reporting.table(RESULTS).splitlines()]
+    assert lines[0] == ["method", "head", "MaxBoxAccV2", "Δ", "@30", "@50", "GT-Loc", "Top-1", "Loc"]
+    assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "50.0"]
+    assert lines[3] == ["sigmoid,", "clamped", "71.5", "+1.5", "82.0", "61.0", "56.0", "51.0"]
+    assert lines[5] == ["eigencam", "none", "1.5", "1.0", "2.0", "3.0", "2.0"]
+    assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
+    assert "Top-1 91.7 %, Top-5 100.0 %" in reporting.summary(RESULTS)
+
+
+def test_files(tmp_path):
+    run = RunFolder(str(tmp_path), "run")
+    run.open({})
+    reporting.write_results(run, RESULTS)
+    assert json.loads((run.path / "results.json").read_text()) == json.loads(json.dumps(RESULTS))
+    first, second, *_ = (run.path / "results.csv").read_text().splitlines()
+    assert first == "method,head,clamped,maxboxacc_30,maxboxacc_50,maxboxacc_v2,gt_loc,top1_loc,tau_gt_loc"
+    assert second == "cam,softmax,False,80.0,60.0,70.0,55.0,50.0,0.2"
+
+
+@pytest.mark.parametrize("broken", ["import", "init", "log", "finish"])
+def test_wandb_never_stops_a_run(tmp_path, monkeypatch, broken):
+    def fail(*_, **__):
+        raise RuntimeError("no network")
+
+    class FakeRun:
+        summary = {}
+        log = fail if broken == "log" else lambda self, *_: None
+        finish = fail if broken == "finish" else lambda self: None
+    fake = types.SimpleNamespace(init=fail if broken == "init" else lambda **_: FakeRun(), Image=str,
+                                 Settings=lambda **_: None, Table=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else fake)
+    run = RunFolder(str(tmp_path), "run")
+    run.open({})
+    wandb = reporting.Wandb(True, project=None, name="x", folder=None, run=run, config={})
+    wandb.log_metrics({"loss": 1.0})
+    wandb.log_results(RESULTS, [])
+    wandb.close()
+
+
+def test_wandb_is_offline_without_credentials(tmp_path, monkeypatch, caplog):
+    started = {}
+    fake = types.SimpleNamespace(init=lambda **kw: started.update(kw), Settings=lambda **_: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = RunFolder(str(tmp_path), "run")
+    run.open({})
+    reporting.Wandb(True, project="p", name="n", folder=None, run=run, config={})
+    assert (started["mode"], started["project"], started["name"]) == ("offline", "p", "n")
+    monkeypatch.setenv("WANDB_API_KEY", "x")
+    reporting.Wandb(True, project="p", name="n", folder=str(tmp_path / "w"), run=run, config={})
+    assert started["mode"] is None and started["dir"] == str(tmp_path / "w")
+    started.clear()
+    reporting.Wandb(False, project="p", name="n", folder=None, run=run, config={})
+    assert not started
+
+
+def test_overlay_is_blue_where_low_and_red_where_high():
+    image = np.full((20, 40, 3), 128, np.uint8)
+    scoremap = np.zeros((10, 10), np.float32)
+    scoremap[:, 5:] = 1
+    painted = visualize.overlay(image, scoremap).astype(int)
+    assert painted.shape == image.shape
+    assert painted[10, -1, 0] > painted[10, -1, 2] + 30 and painted[10, 0, 2] > painted[10, 0, 0]
+
+
+@pytest.mark.parametrize("truth", ["boxes", "mask", "none"])
+def test_map_grid_draws_maps_and_truth(tmp_path, truth):
+    rows = [Row("cam", "softmax", False), Row("cam", "sigmoid", True)]
+    scoremap = np.zeros((224, 224), np.float32)
+    scoremap[50:150, 60:120] = 1
+    mask = np.zeros((224, 224), np.uint8)
+    mask[40:160, 40:160] = 1
+    example = visualize.Example(Image.new("RGB", (120, 80), (90, 90, 90)), "grey", dict.fromkeys(rows, scoremap),
+                                np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,
+                                mask if truth == "mask" else None)
+    path = visualize.map_grid(tmp_path / "new" / "maps.png", "cam", [example, example], dict.fromkeys(rows, 0.5))
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    green = ((pixels[..., 1] > 200) & (pixels[..., 0] < 120)).sum()
+    red = ((pixels[..., 0] > 220) & (pixels[..., 1] < 90)).sum()
+    assert red > 100 and (green > 100) == (truth != "none")

@@ -1,0 +1,101 @@
+"""The schedule, the optimizer's groups, the seeds and the feature cache."""
+
+import pytest
+import torch
+from conftest import TinyNet
+from test_dual_head import Conv1x1Net
+from torch.utils.data import DataLoader, TensorDataset
+
+from wsol import dualize, training
+from wsol.errors import InputError
+from wsol.losses import OBJECTIVES
+
+SETTINGS = dict(lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=1e-4)
+
+
+def test_learning_rate_falls_at_the_start_of_epochs_n_2n():
+    rates = [training.learning_rate(1.0, epoch, 3) for epoch in range(1, 8)]
+    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_heads_learn_ten_times_as_fast():
+    dual = dualize(TinyNet(5)).set_trainable(["trunk", "softmax_head", "sigmoid_head"])
+    trunk, heads = training.make_optimizer(dual, **SETTINGS).param_groups
+    assert (trunk["lr"], heads["lr"], trunk["ratio"], heads["ratio"]) == (0.1, 1.0, 1, 10)
+    assert trunk["nesterov"] and heads["momentum"] == 0.9
+    ids = {id(p) for p in heads["params"]}
+    assert ids == {id(p) for head in dual.heads().values() for p in head.parameters()}
+
+
+def test_only_what_may_learn_is_optimized():
+    dual = dualize(TinyNet(5))
+    (group,) = training.make_optimizer(dual, **SETTINGS).param_groups
+    assert [p.shape for p in group["params"]] == [(5, 16), (5,)] and group["ratio"] == 10
+    with pytest.raises(InputError, match="nothing is left to train"):
+        training.make_optimizer(dual.set_trainable([]), **SETTINGS)
+
+
+def test_no_momentum_no_nesterov():
+    optimizer = training.make_optimizer(dualize(TinyNet(5)), **SETTINGS | {"momentum": 0.0})
+    assert not optimizer.param_groups[0]["nesterov"]
+
+
+def loader_of(images: torch.Tensor, batch_size: int = 4) -> DataLoader:
+    labels = torch.arange(len(images)) % 5
+    data = TensorDataset(images, labels, torch.arange(len(images)))
+    data.augment = "none"
+    return DataLoader(data, batch_size)
+
+
+def test_cached_features_are_the_heads_input_in_order():
+    dual = dualize(TinyNet(5)).train()
+    images = torch.randn(10, 3, 32, 32)
+    cached = training.cache_features(dual, loader_of(images), torch.device("cpu"))
+    dual.eval()
+    with torch.no_grad():
+        assert torch.allclose(cached.tensors[0], dual.network.features(images).mean(dim=(2, 3)), atol=1e-6)
+    assert cached.tensors[1].tolist() == [0, 1, 2, 3, 4] * 2 and cached.tensors[2].tolist() == list(range(10))
+    assert training.features_can_be_cached(dual, loader_of(images).dataset)
+    assert not training.features_can_be_cached(dual.set_trainable(["trunk"]), loader_of(images).dataset)
+
+
+def test_nothing_is_cached_where_something_follows_the_head_or_memory_is_short(monkeypatch):
+    images, cpu = torch.randn(4, 3, 32, 32), torch.device("cpu")
+    assert training.cache_features(dualize(Conv1x1Net()), loader_of(images), cpu) is None
+    monkeypatch.setattr(training, "FEATURE_CACHE_BYTES", 4 * 16 * 4 - 1)
+    assert training.cache_features(dualize(TinyNet(5)), loader_of(images), cpu) is None
+    monkeypatch.setattr(training, "FEATURE_CACHE_BYTES", 4 * 16 * 4)
+    assert training.cache_features(dualize(TinyNet(5)), loader_of(images), cpu) is not None
+
+
+def test_one_epoch_reports_means_over_images():
+    dual = dualize(TinyNet(5))
+    images = torch.randn(7, 3, 32, 32)
+    objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
+    frozen = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.0)
+    figures = training.train_one_epoch(dual, loader_of(images), objective, frozen, torch.device("cpu"))
+    labels = torch.arange(7) % 5
+    output = dual(images)
+    assert figures["loss"] == pytest.approx(objective(output, labels).item(), rel=1e-5)
+    assert figures["top1"] == pytest.approx(100 * (output.logits.argmax(1) == labels).float().mean().item())
+
+
+def test_a_loss_that_explodes_is_said_so():
+    dual = dualize(TinyNet(5))
+    images = torch.full((4, 3, 32, 32), float("inf"))
+    optimizer = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.1)
+    with pytest.raises(InputError, match="no longer finite .*smaller --lr"):
+        training.train_one_epoch(dual, loader_of(images), OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy"),
+                                 optimizer, torch.device("cpu"), "b2 epoch 1")
+
+
+def test_devices(monkeypatch):
+    if not torch.cuda.is_available():
+        assert training.select_device([1]) == (torch.device("cpu"), "no CUDA device: --gpus 1 is the CPU here")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
+    assert training.select_device([1])[0] == torch.device("cuda", 1)
+    assert "stay idle" in training.select_device([0, 1])[1]
+    with pytest.raises(InputError, match="--gpus 2: this machine has the CUDA devices 0..1"):
+        training.select_device([2])

@@ -1,0 +1,170 @@
+"""Checkpoints: atomic writes, loads that execute nothing, and wsolevaluation's parameter names.
+
+A file `<prefix>_checkpoint.pth.tar` holds plain tensors, numbers and strings:
+`architecture`, `epoch`, `state_dict` and `optimizer` as in wsolevaluation, and
+beside them what rebuilds the model: `model_structure`, `num_classes`,
+`large_feature_map`, `class_names`; and for resuming: `stage`, `best`.
+"""
+
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wsol.dual_head import Classifier
+from wsol.errors import InputError
+
+SUFFIX = "_checkpoint.pth.tar"
+_SIGMOID_NAMES = {"fc": "fc2", "conv": "conv2", "head": "head2"}
+
+
+def sigmoid_name(head_name: str) -> str:
+    """The sigmoid branch's name in checkpoints: fc2 beside fc, classifier_2 beside classifier (Dual-CAM's code)."""
+    parent, dot, leaf = head_name.rpartition(".")
+    return parent + dot + _SIGMOID_NAMES.get(leaf, f"{leaf}_2")
+
+
+def state_dict(model: Classifier) -> dict[str, Tensor]:
+    """The model's tensors under published names: the network's own, the branch under `sigmoid_name`."""
+    tensors = dict(model.network.state_dict())
+    if model.sigmoid_head is not None:
+        tensors |= model.sigmoid_head.state_dict(prefix=sigmoid_name(model.head_name) + ".")
+    return tensors
+
+
+def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, *, branch: bool = True) -> None:
+    """Load tensors under published names; the set of names and every shape must fit exactly.
+
+    Args:
+        tensors: keys optionally under `module.` (DataParallel).
+        source: the file's name, for error messages.
+        branch: False leaves the model's sigmoid branch alone and passes over one in the file.
+
+    Raises:
+        InputError: names or shapes differ; the message says which, and what it means.
+    """
+    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    prefix = sigmoid_name(model.head_name) + "."
+    expected = state_dict(model)
+    if not branch:
+        tensors, expected = ({n: t for n, t in d.items() if not n.startswith(prefix)} for d in (tensors, expected))
+    # num_batches_tracked came with torch 0.4.1; older files lack it and evaluation does not read it.
+    missing = [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")]
+    left_over = [n for n in tensors if n not in expected]
+    if missing and all(n.startswith(prefix) for n in missing) and not left_over:
+        raise InputError(f"{source} holds no sigmoid branch ({prefix}*); it is a checkpoint of one head: "
+                         "evaluate it with --model_structure vanilla, or train the branch with --ft_ckpt")
+    if left_over and all(n.startswith(prefix) for n in left_over) and not missing:
+        raise InputError(f"{source} holds a sigmoid branch ({prefix}*); evaluate it with --model_structure b2")
+    if missing or left_over:
+        raise InputError(f"{source} does not fit this network ({type(model.network).__name__}): "
+                         f"{_some('missing', missing)}{_some('left over', left_over)}"
+                         "check --architecture and --large_feature_map")
+    for name, tensor in tensors.items():
+        if tensor.shape != expected[name].shape:
+            hint = "it was trained on another number of classes" if name.startswith(
+                (model.head_name, prefix)) else "check --architecture"
+            raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, this network needs "
+                             f"{tuple(expected[name].shape)}; {hint}")
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            expected[name].copy_(tensor)    # state_dict's tensors are the model's own
+
+
+def _some(what: str, names: list[str], most: int = 3) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{what}: {', '.join(names[:most])}{more}; "
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Write a checkpoint so that at any moment the old one or the new one is whole on disk.
+
+    Raises:
+        InputError: the file cannot be written (disk full, no permission); the old one is kept.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        torch.save(content, temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())     # on disk before it takes the old one's place
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:    # torch reports a full disk as a RuntimeError
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
+
+
+def load(path: Path, map_location="cpu") -> dict[str, Any]:
+    """Read a checkpoint, or a bare state dict as {"state_dict": ...}. Code in the file is refused, never executed.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or it holds more than tensors and plain values.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"checkpoint {path} does not exist")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # torch muses about pickle protocols before it refuses a file
+            content = torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
+                         "save it again with torch.save({'state_dict': model.state_dict()}, ...)") from None
+    except Exception as error:      # zip, pickle and storage readers each raise their own kind
+        raise InputError(f"{path} is not a checkpoint or is cut off ({type(error).__name__}: {error})") from None
+    if isinstance(content, dict) and "state_dict" not in content and content and all(
+            isinstance(value, Tensor) for value in content.values()):
+        content = {"state_dict": content}
+    tensors = content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(tensors, dict) or not tensors:
+        raise InputError(f"{path} holds no state_dict")
+    return content
+
+
+def path_of(run_folder: Path, prefix: str) -> Path:
+    """`<run_folder>/<prefix>_checkpoint.pth.tar`; an InputError that lists those present where it is missing."""
+    path = Path(run_folder) / f"{prefix}{SUFFIX}"
+    if not path.is_file():
+        present = sorted(p.name.removesuffix(SUFFIX) for p in Path(run_folder).glob(f"*{SUFFIX}"))
+        raise InputError(f"no checkpoint {path}; " + (f"present there: {', '.join(present)} (--eval_checkpoint_type)"
+                                                      if present else "the folder holds no checkpoint at all"))
+    return path
+
+
+class Found:
+    """A checkpoint that a run was told to use.
+
+    role: "start" (--ft_ckpt), "resume" or "eval". Loaded when made; see `load` for errors.
+    """
+
+    def __init__(self, role: str, path: Path):
+        self.role, self.path = role, str(path)
+        self.content = load(path)
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.content["state_dict"]
+
+    def check_architecture(self, architecture: str) -> None:
+        """InputError if the file says it belongs to another network; files of elsewhere may not say."""
+        own = self.content.get("architecture", architecture)
+        if own != architecture:
+            raise InputError(f"{self.path} is a checkpoint of {own}, not of {architecture}; give --architecture {own}")
+
+    def class_names(self, head_name: str, of_data: list[str]) -> list[str]:
+        """Names of all classes the checkpoint decides between; InputError if the data set has more."""
+        tensors = {name.removeprefix("module."): tensor for name, tensor in self.tensors.items()}
+        widths = [t.shape[0] for n, t in tensors.items() if n.startswith(f"{head_name}.") and n.endswith("weight")]
+        if not widths:
+            raise InputError(f"{self.path} holds no classification head '{head_name}'; check --architecture")
+        if len(of_data) > widths[-1]:
+            raise InputError(f"{self.path} decides between {widths[-1]} classes, but the data set has {len(of_data)}")
+        known = self.content.get("class_names") or of_data
+        return [*known, *(f"class {k}" for k in range(len(known), widths[-1]))]

@@ -1,0 +1,65 @@
+"""What is kept of every epoch: a line in the log and in metrics.jsonl, and the checkpoints."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from wsol import checkpoint
+from wsol.dual_head import Classifier
+from wsol.reporting import Wandb
+from wsol.run_folder import RunFolder, log
+
+
+class History:
+    """Records the epochs of one stage of training.
+
+    Args:
+        facts: what rebuilds the model, copied into every checkpoint.
+        prefix: of the checkpoints' names ("vanilla_" for that stage of a b2 run).
+        save_every: keep the checkpoint of every N-th epoch; 0: none.
+        criterion: the validation figure whose highest value makes a checkpoint
+            `best`; None (no val split): the lowest training loss does.
+        resumed: the checkpoint that the stage goes on from.
+    """
+
+    def __init__(self, run: RunFolder, wandb: Wandb, stage: str, facts: dict[str, Any], *, prefix: str = "",
+                 save_every: int = 0, criterion: str | None = None, resumed: dict | None = None):
+        self.run, self.wandb, self.stage, self.facts = run, wandb, stage, facts
+        self.prefix, self.save_every, self.criterion = prefix, save_every, criterion
+        self.best: float | None = resumed["best"] if resumed else None
+
+    def record(self, epoch: int, figures: dict[str, float], model: Classifier, optimizer: torch.optim.Optimizer,
+               validate: Callable[[Classifier], dict[str, float]] | None, *, lr: float, seconds: float) -> None:
+        """Write down epoch (from 1), its training figures, what `validate(model)` says, and the checkpoints."""
+        self._note(epoch, "train", figures | {"lr": lr, "seconds": seconds})
+        score = -figures["loss"]
+        if validate is not None:
+            val = validate(model)
+            self._note(epoch, "val", val)
+            score = val[self.criterion]
+        is_best = self.best is None or score > self.best
+        self.best = score if is_best else self.best
+        content = self._content(epoch, model, optimizer)
+        names = ["best"] * (is_best and not self.prefix) + ["last"]
+        if self.save_every and epoch % self.save_every == 0:
+            names.insert(0, str(epoch))
+        for name in names:      # last comes last: a run killed in between does the epoch again
+            checkpoint.save(self.run.path / f"{self.prefix}{name}{checkpoint.SUFFIX}", content)
+
+    def save_untrained(self, model: Classifier) -> None:
+        """A run of 0 epochs keeps its starting point, so that it can be evaluated again."""
+        checkpoint.save(self.run.path / f"{self.prefix}last{checkpoint.SUFFIX}", self._content(0, model, None))
+
+    def _content(self, epoch: int, model: Classifier, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+        """A checkpoint's content, on the CPU."""
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in checkpoint.state_dict(model).items()}
+        return self.facts | {"stage": self.stage, "epoch": epoch, "best": self.best, "state_dict": tensors,
+                             "optimizer": None if optimizer is None else optimizer.state_dict()}
+
+    def _note(self, epoch: int, split: str, figures: dict[str, float]) -> None:
+        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
+        self.run.append_metrics(stage=self.stage, epoch=epoch, split=split, **rounded)
+        self.wandb.log_metrics({f"{self.stage}/{split}/{key}": value for key, value in figures.items()})
+        log.info("%s epoch %2d %-5s  %s", self.stage, epoch, split,
+                 "  ".join(f"{key} {value:.4g}" for key, value in rounded.items()))

@@ -1,0 +1,151 @@
+"""One dict of results → the printed table, results.json, results.csv and Weights & Biases."""
+
+import csv
+import io
+import json
+import os
+import platform
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+import torchvision
+from tabulate import tabulate
+
+from wsol.run_folder import RunFolder, log
+
+SCHEMA = 1
+# results.json key → heading; in the order of the table. The first is compared with the method's softmax row.
+_COLUMNS = {"maxboxacc_v2": "MaxBoxAccV2", "gt_loc": "GT-Loc", "top1_loc": "Top-1 Loc", "pxap": "PxAP"}
+_COMPARED = ("maxboxacc_v2", "pxap")
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+            "timm": timm.__version__, "numpy": np.__version__}
+
+
+def table(results: dict[str, Any]) -> str:
+    """A line a method and head; "Δ" is the change against the method's softmax row."""
+    shown = [key for key in _COLUMNS if any(key in row for row in results["rows"])]
+    iou_keys = list(results["rows"][0].get("maxboxacc", {})) if results["rows"] else []
+    headings = ["method", "head"]
+    for key in shown:
+        headings += [_COLUMNS[key], "Δ"] if key in _COMPARED else [_COLUMNS[key]]
+        headings += [f"@{iou}" for iou in iou_keys] if key == "maxboxacc_v2" else []
+    baselines = {row["method"]: row for row in results["rows"] if row["head"] == "softmax" and not row["clamped"]}
+    lines, previous = [], None
+    for row in [*results["rows"], {"method": "centre Gaussian", "head": "", "clamped": False, **results["center"]}]:
+        if previous is not None and row["method"] != previous:
+            lines.append([""] * len(headings))
+        name = "" if row["method"] == previous else row["method"]
+        lines.append([name, row["head"] + (", clamped" if row["clamped"] else ""),
+                      *_cells(row, baselines.get(row["method"]), shown, iou_keys)])
+        previous = row["method"]
+    return tabulate(lines, headings, disable_numparse=True, colalign=["left"] * 2 + ["right"] * (len(headings) - 2))
+
+
+def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Iterable) -> list[str]:
+    cells = []
+    for key in shown:
+        cells.append(f"{row[key]:.1f}" if key in row else "")
+        if key in _COMPARED:
+            known = baseline is not None and baseline is not row and key in row and key in baseline
+            cells.append(f"{row[key] - baseline[key]:+.1f}" if known else "")
+        if key == "maxboxacc_v2":
+            cells += [f"{row['maxboxacc'][iou]:.1f}" for iou in iou_keys] if "maxboxacc" in row else [""] * len(iou_keys)
+    return cells
+
+
+def summary(results: dict[str, Any]) -> str:
+    """What stands around the table: the classifier's accuracy before it, the seconds after it."""
+    accuracy = ", ".join(f"{key.replace('top', 'Top-')} {value:.1f} %" for key, value in results["classification"].items())
+    seconds = ", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items())
+    return (f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: {accuracy}\n\n"
+            f"{table(results)}\n\n{seconds}")
+
+
+def write_results(run: RunFolder, results: dict[str, Any]) -> None:
+    """results.json whole and results.csv, a line a row of the table."""
+    run.write("results.json", json.dumps(results, indent=2) + "\n")
+    flat = [flatten(row) for row in results["rows"]]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    run.write("results.csv", text.getvalue())
+
+
+def flatten(row: dict, prefix: str = "") -> dict[str, Any]:
+    """{"maxboxacc": {30: 80.0}} → {"maxboxacc_30": 80.0}, at any depth."""
+    flat = {}
+    for key, value in row.items():
+        name = f"{prefix}{key}"
+        flat |= flatten(value, f"{name}_") if isinstance(value, dict) else {name: value}
+    return flat
+
+
+class Wandb:
+    """Weights & Biases, if it was asked for. Whatever goes wrong there is logged once and never stops the run."""
+
+    def __init__(self, wanted: bool, *, project: str | None, name: str, folder: str | None, run: RunFolder, config: dict):
+        self._run = None
+        if wanted:
+            self._guard(self._start, project or "dual-cam", name, Path(folder) if folder else run.path, config)
+
+    def _start(self, project: str, name: str, folder: Path, config: dict) -> None:
+        import wandb    # here: it takes seconds to import, and most runs do without it
+        mode = os.environ.get("WANDB_MODE")
+        if mode is None and not _has_credentials():
+            mode = "offline"
+            log.info("W&B: no credentials, logging offline to %s; `wandb login` sends later runs, "
+                     "`wandb sync FOLDER` this one", folder / "wandb")
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = wandb.Settings(init_timeout=60, silent=True)
+        self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, mode=mode, settings=settings)
+
+    def _guard(self, action, *arguments, **named) -> None:
+        try:
+            action(*arguments, **named)
+        except Exception as error:      # W&B raises many kinds; none is worth a lost training run
+            log.warning("W&B is off for the rest of this run (%s: %s)", type(error).__name__, error)
+            self._run = None
+
+    def log_metrics(self, figures: dict[str, Any]) -> None:
+        """Figures of an epoch."""
+        if self._run is not None:
+            self._guard(self._run.log, figures)
+
+    def log_results(self, results: dict[str, Any], figures: Iterable[Path]) -> None:
+        """The results table, each row's metrics in the summary, and the pictures."""
+        if self._run is not None:
+            self._guard(self._log_results, results, figures)
+
+    def _log_results(self, results: dict[str, Any], figures: Iterable[Path]) -> None:
+        import wandb
+        flat = [flatten(row) for row in results["rows"]]
+        columns = list(dict.fromkeys(key for row in flat for key in row))
+        self._run.log({"results": wandb.Table(columns, [[row.get(c) for c in columns] for row in flat]),
+                       **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
+        for row in results["rows"]:
+            name = f"{row['method']}_{row['head']}" + ("_clamped" if row["clamped"] else "")
+            self._run.summary.update({f"{name}/{key}": value for key, value in flatten(row).items()
+                                      if isinstance(value, float)})
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._guard(self._run.finish)
+
+
+def _has_credentials() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    import netrc
+    try:
+        return any("wandb" in host for host in netrc.netrc().hosts)
+    except (OSError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,177 @@
+"""The folder of one run: made, found again, locked, never lost by accident.
+
+    <root>/<experiment_name>/{config.yaml,log.txt,metrics.jsonl,*_checkpoint.pth.tar,results.json,results.csv,figures/}
+"""
+
+import fcntl
+import json
+import logging
+import logging.handlers
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from wsol.errors import InputError
+
+CONFIG_FILE = "config.yaml"
+LOCK_FILE = ".lock"
+_SIGNATURE = "# settings of a run of main.py; "
+
+
+class RunFolder:
+    """Where a run writes. Nothing is made or removed before `open`.
+
+    Args:
+        root, name: the folder is root/name; name None: the next free `run-N`,
+            or with `must_exist` the latest one.
+        must_exist: the run goes on (--resume) or is evaluated (--eval_only).
+        override: an existing folder of an earlier run is replaced (--override_cache).
+
+    Raises:
+        InputError: the folder exists and neither was asked for, or it does not exist and must.
+    """
+
+    def __init__(self, root: str, name: str | None, *, must_exist: bool = False, override: bool = False):
+        self.root, self.override, self.must_exist = Path(root), override, must_exist
+        self._numbered = name is None and not must_exist
+        if name is None:
+            latest = _latest_number(self.root)
+            if must_exist and not latest:
+                raise InputError(f"there is no run in {self.root}; name one with --experiment_name or --root")
+            name = f"run-{latest if must_exist else latest + 1}"
+        self.path = self.root / name
+        if must_exist and not self.path.is_dir():
+            raise InputError(f"there is no run {self.path}; check --root and --experiment_name")
+        self._check_free()
+
+    def _check_free(self) -> None:
+        """A new run's folder holds nothing yet, or an earlier run of this program that may be replaced."""
+        if self.must_exist or not self.path.exists():
+            return
+        if self.path.is_dir() and all(path.name == LOCK_FILE for path in self.path.iterdir()):
+            return
+        if not self.override:
+            raise InputError(f"{self.path} exists; go on with --resume, evaluate with --eval_only, replace it with "
+                             "--override_cache, or choose another --experiment_name")
+        config = self.path / CONFIG_FILE
+        if not (config.is_file() and config.read_text(errors="replace").startswith(_SIGNATURE)):
+            raise InputError(f"--override_cache removes only folders that this program made, and {self.path} has no "
+                             f"{CONFIG_FILE} of its; remove it yourself or choose another --experiment_name")
+
+    @property
+    def figures(self) -> Path:
+        return self.path / "figures"
+
+    def saved_config(self) -> dict[str, Any]:
+        """The settings that the run was started with; none for a folder of checkpoints from elsewhere."""
+        try:
+            saved = yaml.safe_load((self.path / CONFIG_FILE).read_text())
+        except FileNotFoundError:
+            return {}
+        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{self.path / CONFIG_FILE} cannot be read: {error}") from None
+        if not isinstance(saved, dict):
+            raise InputError(f"{self.path / CONFIG_FILE} holds no settings")
+        return saved
+
+    def open(self, settings: dict[str, Any]) -> str:
+        """Make the folder, lock it for this process and keep a new run's settings; returns the folder's name.
+
+        The name of a numbered run may be a later one than foreseen, where another process was faster.
+        """
+        self._make()
+        self._lock = open(self.path / LOCK_FILE, "w")   # the system drops the lock with the process, kill -9 included
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another process is at work in {self.path}; wait for it or choose another "
+                             "--experiment_name") from None
+        if self.must_exist:
+            return self.path.name
+        self._check_free()
+        # config.yaml last: it marks the folder as ours should the removal be cut off.
+        for old in sorted(self.path.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+            if old.name != LOCK_FILE:
+                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        settings = settings | {"experiment_name": self.path.name}
+        self.write(CONFIG_FILE, _SIGNATURE + "python main.py --config FILE repeats it\n"
+                   + yaml.safe_dump(settings, sort_keys=False))
+        return self.path.name
+
+    def _make(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                self.path.mkdir(exist_ok=not self._numbered)
+                return
+            except FileExistsError:     # another process took this number a moment ago
+                if not self._numbered:
+                    raise InputError(f"{self.path} is a file, not a run's folder; choose another "
+                                     "--experiment_name") from None
+                self.path = self.root / f"run-{_latest_number(self.root) + 1}"
+
+    def write(self, name: str, text: str) -> Path:
+        """Write a text file whole or not at all."""
+        path = self.path / name
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+        return path
+
+    def append_metrics(self, **line) -> None:
+        """Add a line to metrics.jsonl."""
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def forget_metrics_after(self, stages_done: dict[str, int]) -> None:
+        """Drop the lines of epochs that no checkpoint holds; a resumed run makes them again."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:      # the process was killed in the middle of this line
+                continue
+            if entry["epoch"] <= stages_done.get(entry["stage"], 0):
+                kept.append(line + "\n")
+        self.write("metrics.jsonl", "".join(kept))
+
+
+def _latest_number(root: Path) -> int:
+    numbers = [int(m[1]) for p in root.glob("run-*") if (m := re.fullmatch(r"run-(\d+)", p.name))]
+    return max(numbers, default=0)
+
+
+# --------------------------------------------------------------------------- the log
+
+log = logging.getLogger("dualcam")
+_early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
+
+
+def start_log(debug: bool = False) -> None:
+    """Log to the console; lines are kept for log.txt until the run folder exists."""
+    log.handlers.clear()
+    log.setLevel(logging.DEBUG if debug else logging.INFO)
+    log.propagate = False
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    _early.setTarget(None)
+    _early.buffer.clear()
+    log.addHandler(console)
+    log.addHandler(_early)
+
+
+def log_to(run: RunFolder) -> None:
+    """Write this and all earlier lines to the run's log.txt, too."""
+    file = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    _early.setTarget(file)
+    _early.flush()
+    log.removeHandler(_early)
+    log.addHandler(file)

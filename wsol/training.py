@@ -1,0 +1,201 @@
+"""Training: the optimizer and schedule of the references, one epoch, features computed once."""
+
+import copy
+import time
+import zlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from wsol.dual_head import Classifier, Output
+from wsol.errors import InputError
+from wsol.history import History
+from wsol.losses import Objective
+from wsol.progress import progress
+
+FEATURE_CACHE_BYTES = 2 * 1024 ** 3
+
+
+def seed_everything(*entropy: int) -> None:
+    """Seed torch's and NumPy's global generators from a tuple of whole numbers, such as (seed, stage, epoch)."""
+    state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
+    np.random.seed(state)
+    torch.manual_seed(state)
+
+
+def learning_rate(base: float, epoch: int, decay_frequency: int) -> float:
+    """x 0.1 at the start of epochs N, 2N, ... counted from 1: N - 1 epochs at the first rate (wsolevaluation)."""
+    return base * 0.1 ** (epoch // decay_frequency)
+
+
+def make_optimizer(model: Classifier, *, lr: float, classifier_ratio: float, momentum: float,
+                   weight_decay: float) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over what may learn; heads learn `classifier_ratio` times as fast.
+
+    Each group keeps its `ratio`, so that a schedule can set its rate from the base rate.
+    """
+    heads = {p for head in model.heads().values() for p in head.parameters()}
+    learning = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in learning if p not in heads], "lr": lr, "ratio": 1.0},
+              {"params": [p for p in learning if p in heads], "lr": lr * classifier_ratio, "ratio": classifier_ratio}]
+    if not learning:
+        raise InputError("nothing is left to train: everything is frozen; see --unfreeze_layer")
+    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay,
+                           nesterov=momentum > 0)
+
+
+def train_one_epoch(forward: Callable[[Tensor], Output], loader: DataLoader, objective: Objective,
+                    optimizer: torch.optim.Optimizer, device: torch.device, title: str = "") -> dict[str, float]:
+    """One pass over a loader of (inputs, labels, indices).
+
+    Returns:
+        loss (mean over images) and top1 (percent, of the softmax head while it learns).
+
+    Raises:
+        InputError: the loss is no longer a finite number.
+    """
+    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+    correct = torch.zeros((), dtype=torch.int64, device=device)
+    images = 0
+    for inputs, labels, _ in progress(loader, title):
+        inputs, labels = to_device(inputs, device), labels.to(device)
+        output = forward(inputs)
+        loss = objective(output, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        # Sums stay on the device: reading them at every step would make a GPU wait.
+        loss_sum += loss.detach() * len(labels)
+        correct += (output.logits.detach().argmax(dim=1) == labels).sum()
+        images += len(labels)
+    if not torch.isfinite(loss_sum):
+        raise InputError(f"the loss is no longer finite ({title}); try a smaller --lr")
+    return {"loss": loss_sum.item() / images, "top1": 100 * correct.item() / images}
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Move a batch; images (B, 3, H, W) become channels-last, which convolutions run up to twice as fast."""
+    layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    return images.to(device, memory_format=layout, non_blocking=True)
+
+
+def features_can_be_cached(model: Classifier, dataset) -> bool:
+    """Do the head's inputs stay the same from epoch to epoch? A frozen trunk and images without augmentation."""
+    return "trunk" not in model.trainable and getattr(dataset, "augment", None) == "none"
+
+
+@torch.no_grad()
+def cache_features(model: Classifier, loader: DataLoader, device: torch.device) -> TensorDataset | None:
+    """The head's input for every image of a loader in dataset order, as (features, label, index).
+
+    None where the logits are not simply the head's output (something follows the
+    head), or the features would take more than FEATURE_CACHE_BYTES of memory.
+    """
+    was_training = model.training
+    model.eval()
+    features, labels = [], []
+    for images, batch_labels, _ in progress(loader, "features"):
+        images = to_device(images, device)
+        batch = model.head_input(images)
+        if not features:
+            size = batch[0].numel() * batch.element_size() * len(loader.dataset)
+            if size > FEATURE_CACHE_BYTES or not torch.equal(model.classify(batch).logits, model(images).logits):
+                model.train(was_training)
+                return None
+        features.append(batch.cpu())
+        labels.append(batch_labels)
+    model.train(was_training)
+    return TensorDataset(torch.cat(features), torch.cat(labels), torch.arange(len(loader.dataset)))
+
+
+class Trainer:
+    """Trains one model after another, stage by stage, on the same images.
+
+    Args:
+        loader: gives (images, labels, indices), shuffled.
+        seed: every epoch is seeded by (seed, stage, epoch), so a run that goes on
+            from a checkpoint draws what an undisturbed one draws.
+        set_epoch: tells the loader which epoch it is.
+        decay_frequency: see learning_rate; the others: see make_optimizer.
+    """
+
+    def __init__(self, loader: DataLoader, device: torch.device, *, seed: int,
+                 set_epoch: Callable[[DataLoader, int], None], decay_frequency: int, **optimizer_settings):
+        self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
+        self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
+        self._features: TensorDataset | None = None     # of the trunk's ImageNet or checkpoint state, for all stages
+        self._features_tried = False
+
+    def fit(self, model: Classifier, objective: Objective, history: History, *, epochs: int, lr: float,
+            resumed: dict | None = None, validate: Callable[[Classifier], dict] | None = None) -> None:
+        """Train for `epochs` epochs (those of `resumed` counted in) and let `history` keep each.
+
+        validate(model) gives the figures of the val split.
+        """
+        model.to(self.device)
+        start = 0
+        if not epochs:      # nothing to train, but something to evaluate later
+            history.save_untrained(model)
+            return
+        optimizer = make_optimizer(model, lr=lr, **self.optimizer_settings)
+        if resumed is not None:
+            optimizer.load_state_dict(resumed["optimizer"])
+            start = resumed["epoch"]
+        began = time.perf_counter()
+        forward, loader = self._inputs(model) if start < epochs else (model, self.loader)
+        for epoch in range(start + 1, epochs + 1):
+            rate = learning_rate(lr, epoch, self.decay_frequency)
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["ratio"]
+            seed_everything(self.seed, zlib.crc32(history.stage.encode()), epoch)
+            self.set_epoch(loader, epoch)
+            model.train()
+            figures = train_one_epoch(forward, loader, objective, optimizer, self.device,
+                                      f"{history.stage} epoch {epoch}")
+            history.record(epoch, figures, model, optimizer, validate, lr=rate, seconds=time.perf_counter() - began)
+            began = time.perf_counter()
+
+    def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
+        """What to run on which batches: the heads on cached features where that changes nothing, or all on images."""
+        if not features_can_be_cached(model, self.loader.dataset):
+            return model, self.loader
+        if not self._features_tried:
+            in_order = DataLoader(self.loader.dataset, self.loader.batch_size, num_workers=self.loader.num_workers)
+            self._features, self._features_tried = cache_features(model, in_order, self.device), True
+        if self._features is None:
+            return model, self.loader
+        return model.classify, DataLoader(self._features, self.loader.batch_size, sampler=self.loader.sampler)
+
+
+def select_device(indices: Sequence[int]) -> tuple[torch.device, str]:
+    """The first of the CUDA devices asked for, or the CPU where there is no CUDA; and a line for the log.
+
+    Raises:
+        InputError: there is CUDA, but no device of that number.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), f"no CUDA device: --gpus {','.join(map(str, indices))} is the CPU here"
+    present = torch.cuda.device_count()
+    for index in indices:
+        if index >= present:
+            raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
+    more = "; one process works on one device, the others stay idle" if len(indices) > 1 else ""
+    return torch.device("cuda", indices[0]), f"device: {torch.cuda.get_device_name(indices[0])}{more}"
+
+
+def init_branch(model: Classifier, how: str) -> None:
+    """Start the sigmoid branch as a copy of the softmax head as it is now, or at random.
+
+    "clone": the paper. "random": what the authors' code does, Linear weights
+    N(0, 0.01) and zero bias.
+    """
+    model.sigmoid_head.load_state_dict(copy.deepcopy(model.softmax_head.state_dict()))
+    if how == "random":
+        for module in model.sigmoid_head.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d)):
+                nn.init.normal_(module.weight, std=0.01)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
