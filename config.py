@@ -25,6 +25,9 @@ DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
 # A run that goes on takes these from the command line only; all others from its config.yaml.
 _OF_THIS_CALL = ("resume", "eval_only", "eval_checkpoint_type", "train_only", "override_cache", "dry_run", "config",
                  "root", "experiment_name", "debug")
+# Defaults that follow from another setting: given anew, it takes their saved values along.
+_FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
+           "method": ("methods",), "project": ("wandb",), "wandb_name": ("wandb",)}
 
 
 def boolean(text: str) -> bool:
@@ -219,8 +222,8 @@ def parse_args(argv: list[str] | None = None) -> munch.Munch:
     values = vars(parser.parse_args(argv))
     given = set(_given(argv))
     if values["config"]:
-        saved = load_yaml(values["config"])
-        values |= {key: value for key, value in saved.items() if key not in given}
+        saved = _kept(load_yaml(values["config"]), given)
+        values |= saved
         given |= set(saved)
     return complete(munch.munchify(values | {"given": sorted(given)}))
 
@@ -267,9 +270,16 @@ def check_settings(saved: dict, path: str) -> dict:
 
 def continue_run(config: munch.Munch, saved: dict, path: str) -> munch.Munch:
     """A run that goes on keeps the settings it was started with; what stands on the command line counts more."""
-    saved = check_settings(saved, path)
-    kept = {key: value for key, value in saved.items() if key not in config.given}
-    return complete(munch.munchify(dict(config) | kept))
+    kept = _kept(check_settings(saved, path), set(config.given))
+    unfilled = {follower: None for followers in _FOLLOW.values() for follower in followers
+                if follower not in config.given}
+    return complete(munch.munchify(dict(config) | unfilled | kept))
+
+
+def _kept(saved: dict, given: set[str]) -> dict:
+    """The saved settings that the command line does not overrule, itself or through a setting they follow from."""
+    overruled = given | {follower for key in given for follower in _FOLLOW.get(key, ())}
+    return {key: value for key, value in saved.items() if key not in overruled}
 
 
 def complete(config: munch.Munch) -> munch.Munch:

@@ -83,7 +83,7 @@ class Evaluation:
 
     def compute(self, val: "Evaluation | None" = None) -> dict:
         """{"num_images", "classification", "rows", "center"} as in results.json."""
-        rows = [{"method": row.method, "head": row.head, "clamped": row.clamped, "normalization": "minmax",
+        rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, "normalization": "minmax",
                  "num_degenerate": measured.num_degenerate, **measured.compute(val.rows[row] if val else None)}
                 for row, measured in self.rows.items()]
         return {"num_images": self.num_images,

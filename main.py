@@ -113,7 +113,7 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     if saved.role == "start":
         checkpoint.load_state_dict(model, saved.tensors, saved.path, branch=False)
         return branch_out(config, model) if b2 else model
-    if b2 and saved.content.get("stage") != "vanilla":
+    if b2 and not (saved.role == "resume" and saved.content.get("stage") == "vanilla"):
         model = dualize(model)
     checkpoint.load_state_dict(model, saved.tensors, saved.path)
     return model
@@ -205,7 +205,7 @@ def validation(config, data: WsolData, objective: Objective, device):
     def validate(model: Classifier) -> dict[str, float]:
         evaluation = new_evaluation(config, data.splits["val"], [row])
         loss = 0.0
-        for batch in compute_scoremaps(model, loader, [row.method], [row.variant], device, target=config.cam_target,
+        for batch in compute_scoremaps(model, loader, [row.method], [row.head], device, target=config.cam_target,
                                        title="validate"):
             evaluation.update(batch)
             output = Output(batch.logits, batch.sigmoid_logits)

@@ -79,8 +79,8 @@ def test_cam_is_the_head_weights_over_the_activations():
             weights = module.weight[k].detach()
             plain = sum(weights[c] * activations[b, c] for c in range(16))
             clamped = sum(max(weights[c], 0) * activations[b, c] for c in range(16))
-            assert torch.allclose(maps[Row("cam", head, False)][b], plain)
-            assert torch.allclose(maps[Row("cam", head, True)][b], clamped)
+            assert torch.allclose(maps["cam", head][b], plain)
+            assert torch.allclose(maps["cam", f"{head}_clamped"][b], clamped)
 
 
 def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling():
@@ -89,9 +89,9 @@ def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling(
     with CamExtractor(dual, ["cam", "gradcam"], heads=HEADS) as extract:
         maps = extract(images, torch.tensor([1, 3]))
     for head in ("softmax", "sigmoid"):
-        for clamped in (False, True):
-            cam, gradcam = maps[Row("cam", head, clamped)], maps[Row("gradcam", head, clamped)]
-            assert torch.allclose(cam / cam[0].numel(), gradcam)
+        for variant in (head, f"{head}_clamped"):
+            cam = maps["cam", variant]
+            assert torch.allclose(cam / cam[0].numel(), maps["gradcam", variant])
 
 
 # ------------------------------------------------------------------- formulas, against grad-cam (PyPI)
@@ -162,7 +162,7 @@ def test_works_under_no_grad_and_predicts_where_no_class_is_given():
         predicted = extract.output.logits.argmax(dim=1)
     with CamExtractor(dual, ["layercam"], heads=["sigmoid"]) as extract:
         told = extract(images, predicted)
-    row = Row("layercam", "sigmoid", False)
+    row = ("layercam", "sigmoid")
     assert torch.equal(quiet[row], told[row]) and not quiet[row].requires_grad
     assert torch.equal(extract.output.logits, dual(images).logits)
 
@@ -197,9 +197,10 @@ def test_errors():
 
 def test_rows_that_exist():
     assert rows(["cam", "layercam"], ["softmax", "softmax_clamped", "sigmoid_clamped"]) == [
-        Row("cam", "softmax", False), Row("cam", "softmax", True), Row("cam", "sigmoid", True),
-        Row("layercam", "softmax", False), Row("layercam", "sigmoid", False)]
-    assert str(Row("gradcam++", "sigmoid", True)) == "gradcam++_sigmoid_clamped"
+        ("cam", "softmax"), ("cam", "softmax_clamped"), ("cam", "sigmoid_clamped"),
+        ("layercam", "softmax"), ("layercam", "sigmoid")]
+    row = Row("gradcam++", "sigmoid_clamped")
+    assert (str(row), row.branch, row.clamped) == ("gradcam++_sigmoid_clamped", "sigmoid", True)
     with pytest.raises(InputError, match="unknown head 'sigmod'; did you mean 'sigmoid'"):
         rows(["cam"], ["sigmod"])
 

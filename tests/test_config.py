@@ -133,3 +133,16 @@ def test_help_mentions_every_flag(capsys):
     assert caught.value.code == 0
     printed = capsys.readouterr().out
     assert all(option in printed for a in settings.make_parser()._actions for option in a.option_strings)
+
+
+def test_a_setting_given_anew_takes_along_what_follows_from_it():
+    saved = settings.saved_settings(parse_args(["--epochs", "7", "--iou_threshold_list", "50"]))
+
+    def again(*argv):
+        return settings.continue_run(parse_args(["--eval_only", *argv]), saved, "config.yaml")
+    assert again().epochs == 7 and again().heads == saved["heads"] and again().iou_threshold_list == [50]
+    assert again("--data_root", "elsewhere").mask_root == "elsewhere"
+    assert again("--data_root", "elsewhere", "--mask_root", "m").mask_root == "m"
+    assert again("--method", "layercam").methods == ["layercam"]
+    vanilla = again("--model_structure", "vanilla")
+    assert (vanilla.heads, vanilla.unfreeze_layer, vanilla.lr) == (["softmax"], "all", 0.01)

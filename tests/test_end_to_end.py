@@ -99,9 +99,14 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
     fewer = program.main(["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--methods", "cam",
                           "--heads", "sigmoid_clamped", "--eval_checkpoint_type", "best"])
     assert len(fewer["rows"]) == 1
+    again = ["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--eval_checkpoint_type"]
+    with pytest.raises(InputError, match="holds no sigmoid branch"):
+        program.main([*again, "vanilla_last"])
+    probe = program.main([*again, "vanilla_last", "--model_structure", "vanilla"])
+    assert [r["maxboxacc"] for r in probe["rows"]] == [r["maxboxacc"] for r in results["rows"]
+                                                       if r["head"] == "softmax" and not r["clamped"]]
     with pytest.raises(InputError, match=r"no checkpoint .*present there: 1, 2, best, last, vanilla_1, "):
-        program.main(["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only",
-                      "--eval_checkpoint_type", "highest"])
+        program.main([*again, "highest"])
 
 
 def test_same_seed_same_numbers_and_another_seed_others(shapes):

@@ -95,7 +95,7 @@ def test_overlay_is_blue_where_low_and_red_where_high():
 
 @pytest.mark.parametrize("truth", ["boxes", "mask", "none"])
 def test_map_grid_draws_maps_and_truth(tmp_path, truth):
-    rows = [Row("cam", "softmax", False), Row("cam", "sigmoid", True)]
+    rows = [Row("cam", "softmax"), Row("cam", "sigmoid_clamped")]
     scoremap = np.zeros((224, 224), np.float32)
     scoremap[50:150, 60:120] = 1
     mask = np.zeros((224, 224), np.uint8)

@@ -57,7 +57,7 @@ def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, 
     left_over = [n for n in tensors if n not in expected]
     if missing and all(n.startswith(prefix) for n in missing) and not left_over:
         raise InputError(f"{source} holds no sigmoid branch ({prefix}*); it is a checkpoint of one head: "
-                         "evaluate it with --model_structure vanilla, or train the branch with --ft_ckpt")
+                         "evaluate it with --model_structure vanilla, or train a branch on it with --ft_ckpt")
     if left_over and all(n.startswith(prefix) for n in left_over) and not missing:
         raise InputError(f"{source} holds a sigmoid branch ({prefix}*); evaluate it with --model_structure b2")
     if missing or left_over:

@@ -183,6 +183,7 @@ def select_device(indices: Sequence[int]) -> tuple[torch.device, str]:
         if index >= present:
             raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
     more = "; one process works on one device, the others stay idle" if len(indices) > 1 else ""
+    torch.backends.cudnn.deterministic = True       # same seed, same machine: same numbers
     return torch.device("cuda", indices[0]), f"device: {torch.cuda.get_device_name(indices[0])}{more}"
 
 

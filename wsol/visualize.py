@@ -66,7 +66,7 @@ def map_grid(path: Path, method: str, examples: Sequence[Example], taus: dict[Ro
             _draw_truth(axis, example)
             _draw_box(axis, _to_pixels(box_at(example.maps[row], taus[row]), example), FOUND)
     for axis, row in zip(axes[0, 1:], rows, strict=True):
-        axis.set_title(f"{row.variant.replace('_', ', ')}\nbox at {taus[row]:.2f}", fontsize=9)
+        axis.set_title(f"{row.head.replace('_', ', ')}\nbox at {taus[row]:.2f}", fontsize=9)
     figure.suptitle(f"{method}: ground truth green, box of the map red", fontsize=10)
     return _save(figure, path)
 
@@ -115,9 +115,9 @@ def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
     for axis, method in zip(axes.flat, methods, strict=False):
         for row, curve in curves.items():
             if row.method == method:
-                colour, style = _STYLES[row.variant]
+                colour, style = _STYLES[row.head]
                 axis.plot(curve["tau"], np.mean(list(curve["maxboxacc"].values()), axis=0), style, color=colour,
-                          linewidth=1.4, label=row.variant.replace("_", ", "))
+                          linewidth=1.4, label=row.head.replace("_", ", "))
         axis.set_title(method, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)

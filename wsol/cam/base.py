@@ -93,18 +93,22 @@ def get_method(name: str) -> CamMethod:
 
 
 class Row(NamedTuple):
-    """A row of the results: a method, the head it explains, negatives clamped or not."""
+    """A row of the results: a method and one of HEADS. It is the plain tuple ("gradcam", "sigmoid_clamped"), too."""
     method: str
     head: str
-    clamped: bool
 
     @property
-    def variant(self) -> str:
-        """The head as `--heads` spells it."""
-        return self.head + ("_clamped" if self.clamped else "")
+    def branch(self) -> str:
+        """The head itself: "softmax" or "sigmoid"."""
+        return self.head.removesuffix("_clamped")
+
+    @property
+    def clamped(self) -> bool:
+        """Are negative channel weights cut to zero?"""
+        return self.head.endswith("_clamped")
 
     def __str__(self) -> str:
-        return f"{self.method}_{self.variant}"
+        return f"{self.method}_{self.head}"
 
 
 def rows(methods: Iterable[str], heads: Iterable[str]) -> list[Row]:
@@ -115,9 +119,9 @@ def rows(methods: Iterable[str], heads: Iterable[str]) -> list[Row]:
     """
     found: dict[Row, None] = {}
     for method in map(get_method, methods):
-        for variant in heads:
-            if variant not in HEADS:
-                raise InputError(f"unknown head '{variant}'" + nearest(variant, HEADS) + f" (known: {', '.join(HEADS)})")
-            head, _, clamped = variant.partition("_")
-            found[Row(method.name, head, bool(clamped) and method.weights)] = None
+        for head in heads:
+            if head not in HEADS:
+                raise InputError(f"unknown head '{head}'" + nearest(head, HEADS) + f" (known: {', '.join(HEADS)})")
+            row = Row(method.name, head)
+            found[row if method.weights else Row(method.name, row.branch)] = None
     return list(found)

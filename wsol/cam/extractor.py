@@ -20,7 +20,7 @@ class CamExtractor:
         model: a `Classifier` or any network that maps images to logits (B, K).
         methods: names in CAM_METHODS.
         target_layer: the module whose output is A, (B, C, h, w); a Classifier knows its own.
-        heads: of HEADS. Given, the keys of the maps are `Row(method, head, clamped)`;
+        heads: of HEADS. Given, the keys of the maps are `(method, head)`;
             None: the softmax head, unclamped, and the keys are the methods' names.
 
     The trunk runs once a batch and without autograd; recording starts at the
@@ -38,7 +38,7 @@ class CamExtractor:
             raise InputError(f"no target layer known for {type(self.model.network).__name__}; "
                              "give CamExtractor(..., target_layer=model.some_layer)")
         self.keys = {row: row if heads is not None else row.method for row in rows(methods, heads or ["softmax"])}
-        missing = {row.head for row in self.keys} - set(self.model.heads())
+        missing = {row.branch for row in self.keys} - set(self.model.heads())
         if missing:
             raise InputError(f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one")
         self.output: Output | None = None
@@ -98,10 +98,10 @@ class CamExtractor:
         formulas: dict[tuple[str, str], Tensor] = {}     # a head's clamped and plain row share the formula
         maps = {}
         for row, key in self.keys.items():
-            method, view = get_method(row.method), views[row.head]
-            if (row.method, row.head) not in formulas:
-                formulas[row.method, row.head] = method.formula(view)
-            result = formulas[row.method, row.head]
+            method, view = get_method(row.method), views[row.branch]
+            if (row.method, row.branch) not in formulas:
+                formulas[row.method, row.branch] = method.formula(view)
+            result = formulas[row.method, row.branch]
             if method.weights:
                 weights = result.clamp(min=0) if row.clamped else result
                 result = torch.einsum("bc,bchw->bhw", weights, view.activations)
