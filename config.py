@@ -7,7 +7,6 @@ commands keep working. Choices come from the registries. Parsing touches no disk
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 import munch
@@ -17,17 +16,20 @@ from data_loaders import DATASETS, SPLITS, dataset_facts
 from wsol.backbones import ARCHITECTURES
 from wsol.cam import CAM_METHODS, HEADS
 from wsol.dual_head import UNFREEZE
-from wsol.errors import InputError, nearest
+from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 
 DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
-# A run that goes on takes these from the command line only; all others from its config.yaml.
-_OF_THIS_CALL = ("resume", "eval_only", "eval_checkpoint_type", "train_only", "override_cache", "dry_run", "config",
-                 "root", "experiment_name", "debug")
+# What a YAML file never decides: a run's config.yaml repeats the run under another name.
+_OF_THE_COMMAND_LINE = ("resume", "eval_only", "override_cache", "dry_run", "config", "experiment_name")
+# What a run that goes on takes from the command line, too; all else from its config.yaml.
+_OF_THIS_CALL = ("eval_checkpoint_type", "train_only", "root", "debug")
+# What a run cannot change on its way.
+_FIXED = ("architecture", "dataset_name", "model_structure", "unfreeze_layer", "large_feature_map", "wsol_method")
 # Defaults that follow from another setting: given anew, it takes their saved values along.
 _FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
-           "method": ("methods",), "project": ("wandb",), "wandb_name": ("wandb",)}
+           "method": ("methods",), "project": ("wandb",), "wandb_name": ("wandb",), "epochs": ("vanilla_epochs",)}
 
 
 def boolean(text: str) -> bool:
@@ -60,7 +62,7 @@ def _number(kind, low: float, high: float = math.inf, above: bool = False):
 
 count, positive = _number(int, 0), _number(int, 1)
 amount, rate = _number(float, 0), _number(float, 0, above=True)
-share, size = _number(float, 0, 1), _number(int, 16)
+share, size = _number(float, 0, 1), _number(int, 16, 4096)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -175,7 +177,7 @@ def _add_maps(group) -> None:
     _flag(group, "--t2", "add the row sigmoid_clamped")
     add("--cam_target", choices=("gt", "pred"), default="gt",
         help="class whose map is evaluated: the true one, or the softmax head's prediction")
-    add("--cam_curve_interval", type=_number(float, 0, 1, above=True), default=0.001,
+    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001,
         help="step between score map thresholds")
     add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
     add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
@@ -258,11 +260,13 @@ def check_settings(saved: dict, path: str) -> dict:
     for key, value in saved.items():
         if key not in known:
             raise InputError(f"{path}: unknown setting '{key}'" + nearest(str(key), known))
-        if value is None or key in _OF_THIS_CALL:
+        if value is None or key in _OF_THE_COMMAND_LINE:
             continue
         values = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(v, (dict, list, tuple)) for v in values):
+            raise InputError(f"{path}: the setting '{key}' is neither a value nor a list of values")
         words = [str(v) for v in values]
-        argv += [f"--{key}", *(words if known[key].nargs == "+" else [",".join(words)])]
+        argv += [f"--{key}", *words] if known[key].nargs == "+" else [f"--{key}={','.join(words)}"]
         keys.append(key)
     checked = vars(parser.parse_args(argv))
     return {key: checked[key] for key in keys}
@@ -270,10 +274,24 @@ def check_settings(saved: dict, path: str) -> dict:
 
 def continue_run(config: munch.Munch, saved: dict, path: str) -> munch.Munch:
     """A run that goes on keeps the settings it was started with; what stands on the command line counts more."""
-    kept = _kept(check_settings(saved, path), set(config.given))
+    saved = {key: value for key, value in check_settings(saved, path).items() if key not in _OF_THIS_CALL}
+    given = set(config.given)
+    for key in _FIXED if config.resume else ():
+        if key in given and key in saved and config[key] != saved[key]:
+            raise InputError(f"--resume cannot change --{key} to {config[key]}: {path} says {saved[key]}; "
+                             "start another run, from this one's checkpoint with --ft_ckpt if you like")
+    kept = _kept(saved, given - {"epochs"} if config.resume else given)
     unfilled = {follower: None for followers in _FOLLOW.values() for follower in followers
                 if follower not in config.given}
     return complete(munch.munchify(dict(config) | unfilled | kept))
+
+
+def adopt(config: munch.Munch, facts: dict) -> munch.Munch:
+    """The settings with those of a checkpoint that were not given on the command line."""
+    facts = {key: value for key, value in facts.items() if key not in config.given}
+    changed = {key for key, value in facts.items() if config[key] != value}
+    unfilled = {follower: None for key in changed for follower in _FOLLOW.get(key, ()) if follower not in config.given}
+    return complete(munch.munchify(dict(config) | unfilled | facts))
 
 
 def _kept(saved: dict, given: set[str]) -> dict:
@@ -303,7 +321,6 @@ def complete(config: munch.Munch) -> munch.Munch:
     for flag, variant in (("t1", "softmax_clamped"), ("t2", "sigmoid_clamped")):
         if config[flag] and variant not in config.heads:
             config.heads.append(variant)
-    config.workers = min(config.workers, len(os.sched_getaffinity(0)))
     _check(config)
     return config
 
@@ -332,9 +349,9 @@ def _check(config: munch.Munch) -> None:
     if config.augment == "crop_flip" and config.resize_size < config.crop_size:
         raise InputError(f"--resize_size {config.resize_size} is smaller than --crop_size {config.crop_size}: no crop "
                          "fits; enlarge it or give --augment none")
-    name = Path(config.dataset_name)
-    if not config.dataset_name or name.is_absolute() or len(name.parts) != 1 or name.parts[0] == "..":
-        raise InputError(f"--dataset_name '{config.dataset_name}' is not a folder's name")
+    plain_name("--dataset_name", config.dataset_name)
+    if config.experiment_name is not None:
+        plain_name("--experiment_name", config.experiment_name)
     try:
         if min(gpu_indices(config.gpus)) < 0:
             raise ValueError

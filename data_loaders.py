@@ -7,6 +7,7 @@ Format: clovaai/wsolevaluation, README "Metadata"; `masks.txt` and `classes.txt`
 are additions. Every error of a metadata file names the file and the line.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,7 +254,12 @@ class WsolData:
         return len(self.class_names)
 
 
-def load_data(dataset_name: str, *, data_root: str, metadata_root: str, mask_root: str, splits: Sequence[str],
+def is_made_when_used(dataset_name: str, metadata_root: str) -> bool:
+    """Would load_data write this data set now?"""
+    return dataset_facts(dataset_name).make is not None and not (Path(metadata_root) / dataset_name).is_dir()
+
+
+def load_data(dataset_name: str, data_root: str, metadata_root: str, mask_root: str, *, splits: Sequence[str],
               proxy_training_set: bool = False, num_val_sample_per_class: int = 0, seed: int = 0) -> WsolData:
     """Read the metadata of the splits a run needs ("val" is left out where there is none).
 
@@ -265,7 +271,7 @@ def load_data(dataset_name: str, *, data_root: str, metadata_root: str, mask_roo
     """
     facts = dataset_facts(dataset_name)
     folder = Path(metadata_root) / dataset_name
-    if facts.make is not None and not folder.is_dir():
+    if is_made_when_used(dataset_name, metadata_root):
         facts.make(Path(data_root), Path(metadata_root), Path(mask_root))
     if not folder.is_dir():
         raise InputError(f"no metadata for the data set '{dataset_name}': {folder} is missing; "
@@ -372,14 +378,15 @@ class ImageDataset(Dataset):
     """(image (3, crop, crop) float32 normalised, label, index) of one split.
 
     With `augment="crop_flip"`: resize to resize_size squared, random crop,
-    horizontal flip; the draw depends on (seed, epoch, index) alone, so it is the
-    same with any number of workers and after a resumed run.
+    horizontal flip; the draw depends on (seed, moment, index) alone, so it is the
+    same with any number of workers and after a resumed run. The moment is (stage,
+    epoch), see set_epoch.
     """
 
     def __init__(self, metadata: SplitMetadata, *, crop_size: int, mean, std, augment: str = "none",
                  resize_size: int = 256, seed: int = 0):
         self.metadata, self.crop_size, self.resize_size = metadata, crop_size, resize_size
-        self.mean, self.std, self.augment, self.seed, self.epoch = mean, std, augment, seed, 0
+        self.mean, self.std, self.augment, self.seed, self.moment = mean, std, augment, seed, (0, 0)
 
     def __len__(self) -> int:
         return len(self.metadata)
@@ -389,7 +396,7 @@ class ImageDataset(Dataset):
         label = int(self.metadata.labels[index])
         if self.augment == "none":
             return eval_tensor(image, self.crop_size, self.mean, self.std), label, index
-        random = np.random.default_rng((self.seed, self.epoch, index))
+        random = np.random.default_rng((self.seed, *self.moment, 1, index))
         top, left = random.integers(0, self.resize_size - self.crop_size + 1, size=2)
         image = TF.crop(TF.resize(image, [self.resize_size] * 2), top, left, self.crop_size, self.crop_size)
         if random.random() < 0.5:
@@ -398,27 +405,31 @@ class ImageDataset(Dataset):
 
 
 class EpochShuffle(Sampler):
-    """A permutation that depends on (seed, epoch) alone; call set_epoch before each epoch."""
+    """A permutation that depends on (seed, moment) alone; call set_epoch before each epoch."""
 
     def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.epoch = length, seed, 0
+        self.length, self.seed, self.moment = length, seed, (0, 0)
 
     def __len__(self) -> int:
         return self.length
 
     def __iter__(self) -> Iterator[int]:
-        return iter(np.random.default_rng((self.seed, self.epoch)).permutation(self.length).tolist())
+        return iter(np.random.default_rng((self.seed, *self.moment, 0)).permutation(self.length).tolist())
 
 
 def make_loader(dataset: Dataset, batch_size: int, workers: int, shuffle_seed: int | None = None) -> DataLoader:
-    """A loader that shuffles (training) if it is given a seed, and keeps the order (evaluation) otherwise."""
+    """A loader that shuffles (training) if it is given a seed, and keeps the order (evaluation) otherwise.
+
+    BatchNorm cannot learn from a single image: a last training batch of one is left out, a different image each epoch.
+    """
     sampler = None if shuffle_seed is None else EpochShuffle(len(dataset), shuffle_seed)
-    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers,
-                      pin_memory=torch.cuda.is_available())
+    lonely = sampler is not None and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
+    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=min(workers, len(os.sched_getaffinity(0))),
+                      drop_last=lonely, pin_memory=torch.cuda.is_available())
 
 
-def set_epoch(loader: DataLoader, epoch: int) -> None:
-    """Tell shuffling and augmentation which epoch it is."""
+def set_epoch(loader: DataLoader, moment: tuple[int, int]) -> None:
+    """Tell shuffling and augmentation the moment, (number of the stage, epoch), that their draws depend on."""
     for part in (loader.sampler, loader.dataset):
-        if hasattr(part, "epoch"):
-            part.epoch = epoch
+        if hasattr(part, "moment"):
+            part.moment = moment

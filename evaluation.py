@@ -27,7 +27,7 @@ class Localization:
         found = {}
         if self.boxes is not None:
             found |= self.boxes.compute(val.boxes if val is not None else None)
-        if self.pixels is not None:
+        if self.pixels is not None and self.pixels.has_foreground:
             found |= self.pixels.compute()
         return found
 
@@ -41,14 +41,16 @@ class Evaluation:
         interval, iou_thresholds, loc_threshold: see protocol flags `--cam_curve_interval`,
             `--iou_threshold_list`, `--loc_threshold`.
         keep: indices of images whose maps are kept in `examples` for pictures.
+        center: measure the centre baseline, too.
     """
 
     def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
-                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, keep: Sequence[int] = ()):
+                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, keep: Sequence[int] = (),
+                 center: bool = True):
         self.metadata = metadata
         settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold)
         self.rows = {row: Localization(metadata, **settings) for row in rows}
-        self.center = Localization(metadata, **settings)
+        self.center = Localization(metadata, **settings) if center else None
         self.keep = set(keep)
         self.examples: dict[int, dict[Row, np.ndarray]] = {}
         self.hits: dict[str, int] = {}
@@ -65,10 +67,12 @@ class Evaluation:
         boxes = masks = None
         if self.metadata.boxes is not None:
             boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
-            self.center.boxes.update_shared(center_gaussian(), boxes)
+            if self.center is not None:
+                self.center.boxes.update_shared(center_gaussian(), boxes)
         if self.metadata.masks is not None:
             masks = load_masks(self.metadata, batch.indices)
-            self.center.pixels.update(np.broadcast_to(center_gaussian(), masks.shape), masks)
+            if self.center is not None:
+                self.center.pixels.update(np.broadcast_to(center_gaussian(), masks.shape), masks)
         for row, measured in self.rows.items():
             maps = batch.maps[row]
             measured.num_degenerate += int(batch.degenerate[row].sum())
@@ -88,17 +92,18 @@ class Evaluation:
                 for row, measured in self.rows.items()]
         return {"num_images": self.num_images,
                 "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
-                "rows": rows, "center": self.center.compute()}
+                "rows": rows, "center": self.center.compute() if self.center is not None else {}}
 
 
 def top_k_correct(logits: Tensor, labels: np.ndarray) -> dict[str, np.ndarray]:
     """{"top1": (B,) bool, "top5": (B,) bool}: is the label the best, or among the five best, of (B, K) logits?
 
-    With fewer than five classes top5 says nothing and is left out.
+    With fewer than five classes top5 says nothing and is left out. An image with a logit that is not finite is wrong.
     """
     num_classes = logits.shape[1]
     best = logits.topk(min(5, num_classes), dim=1).indices
-    hit = (best == torch.as_tensor(labels)[:, None]).numpy()
+    finite = torch.isfinite(logits).all(dim=1, keepdim=True)
+    hit = (finite & (best == torch.as_tensor(labels)[:, None])).numpy()
     correct = {"top1": hit[:, 0]}
     if num_classes >= 5:
         correct["top5"] = hit.any(axis=1)

@@ -1,5 +1,7 @@
 """Loader + model + CAM methods → score maps."""
 
+import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -35,10 +37,20 @@ def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[s
                             {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
 
 
-def save_scoremaps(batch: ScoreMaps, image_ids: Sequence[str], folder: Path) -> None:
-    """Write `<folder>/<method>_<head>[_clamped]/<image id without extension>.npy`, the very float32 arrays evaluated."""
+def scoremap_names(image_ids: Sequence[str]) -> list[str]:
+    """File names for the maps of images: the id without its extension + .npy, or the whole id + .npy where two ids
+    differ in their extension only."""
+    stems = [str(Path(image_id).with_suffix("")) for image_id in image_ids]
+    counts = Counter(stems)
+    return [(stem if counts[stem] == 1 else image_id) + ".npy" for stem, image_id in zip(stems, image_ids, strict=True)]
+
+
+def save_scoremaps(batch: ScoreMaps, names: Sequence[str], folder: Path) -> None:
+    """Write `<folder>/<method>_<head>[_clamped]/<name>`, the very float32 arrays that are evaluated."""
     for row, maps in batch.maps.items():
         for index, scoremap in zip(batch.indices, maps, strict=True):
-            path = folder / str(row) / Path(image_ids[index]).with_suffix(".npy")
+            path = folder / str(row) / names[index]
             path.parent.mkdir(parents=True, exist_ok=True)
-            np.save(path, scoremap)
+            content = io.BytesIO()      # np.save to a full disk raises an error that does not say so
+            np.save(content, scoremap)
+            path.write_bytes(content.getvalue())

@@ -6,18 +6,20 @@
     python main.py --experiment_name run-1 --eval_only
 """
 
+import contextlib
 import errno
 import sys
+import tempfile
 import time
 
 import torch
 import yaml
 
-from config import continue_run, gpu_indices, parse_args, saved_settings, splits_needed
-from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, load_data, load_image, load_mask,
-                          make_loader, set_epoch)
+from config import adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, is_made_when_used, load_data, load_image,
+                          load_mask, make_loader, set_epoch)
 from evaluation import Evaluation
-from inference import compute_scoremaps, save_scoremaps
+from inference import compute_scoremaps, save_scoremaps, scoremap_names
 from wsol import build, checkpoint, dualize, reporting, training, visualize
 from wsol.backbones import ARCHITECTURES
 from wsol.cam import rows
@@ -32,30 +34,27 @@ FIGURE_IMAGES = 6
 
 def main(argv: list[str] | None = None) -> dict | None:
     """Configure, build, train, infer, evaluate, report. Returns what results.json holds."""
-    config, run = configure(argv)
-    device, where = training.select_device(gpu_indices(config.gpus))
-    log.info(where)
+    config, run, saved = configure(argv)
+    device = training.select_device(gpu_indices(config.gpus))
     data = read_data(config)
-    saved = find_checkpoint(config, run)
     model = build_model(config, data, saved).to(device, memory_format=torch.channels_last)
     describe(config, data, model)
     if config.dry_run:
         return None
 
-    config.experiment_name = run.open(saved_settings(config))
+    config.experiment_name = run.open(None if config.eval_only else saved_settings(config))
     log_to(run)
+    log.info("run folder: %s", run.path)
     wandb = reporting.Wandb(config.wandb, project=config.project, name=config.wandb_name or config.experiment_name,
                             folder=config.wandb_dir, run=run, config=saved_settings(config))
-    results, start = None, time.perf_counter()
+    results = None
     if not config.eval_only:
         model = train(config, data, model, saved, run, device, wandb)
     if not config.train_only:
-        seconds = {} if config.eval_only else {"train": time.perf_counter() - start}
-        results, evaluation = measure(config, data, model, run, device, seconds)
-        figures = draw(data, evaluation, results, run)
+        results, evaluation = measure(config, data, model, run, device)
         reporting.write_results(run, results)
         log.info("\n%s", reporting.summary(results))
-        wandb.log_results(results, figures)
+        wandb.log_results(results, draw(data, evaluation, results, run))
     wandb.close()
     log.info("everything is in %s", run.path)
     return results
@@ -64,22 +63,31 @@ def main(argv: list[str] | None = None) -> dict | None:
 # --------------------------------------------------------------------------- configure, read, build
 
 def configure(argv: list[str] | None):
-    """The settings, and the run's folder as it will be; nothing is written yet."""
+    """The settings, the run's folder as it will be, and the checkpoint to begin with; nothing is written yet."""
     config = parse_args(argv)
     start_log(config.debug)
     goes_on = config.resume or config.eval_only
     run = RunFolder(config.root, config.experiment_name, must_exist=goes_on, override=config.override_cache)
     if goes_on:
-        config = continue_run(config, run.saved_config(), f"{run.path}/config.yaml")
-    return config, run
+        own = run.saved_config()
+        if config.resume and not own:
+            raise InputError(f"{run.path} has no config.yaml, so it is no run to go on with; start one with --ft_ckpt")
+        config = continue_run(config, own, f"{run.path}/config.yaml")
+    saved = find_checkpoint(config, run)
+    if saved is not None and saved.role == "eval":
+        config = adopt(config, saved.facts)
+    return config, run, saved
 
 
 def read_data(config) -> WsolData:
     """The metadata of the splits that this run needs."""
-    return load_data(config.dataset_name, data_root=config.data_root, metadata_root=config.metadata_root,
-                     mask_root=config.mask_root, splits=splits_needed(config), seed=config.seed,
-                     proxy_training_set=config.proxy_training_set,
-                     num_val_sample_per_class=config.num_val_sample_per_class)
+    settings = dict(splits=splits_needed(config), seed=config.seed, proxy_training_set=config.proxy_training_set,
+                    num_val_sample_per_class=config.num_val_sample_per_class)
+    with contextlib.ExitStack() as stack:
+        roots = config.data_root, config.metadata_root, config.mask_root
+        if config.dry_run and is_made_when_used(config.dataset_name, config.metadata_root):
+            roots = [stack.enter_context(tempfile.TemporaryDirectory())] * 3    # counted, and gone again
+        return load_data(config.dataset_name, *roots, **settings)
 
 
 def find_checkpoint(config, run: RunFolder) -> checkpoint.Found | None:
@@ -101,6 +109,8 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     """The network with the weights that this run begins with, and with its branch as soon as it has one."""
     training.seed_everything(config.seed)
     b2 = config.model_structure == "b2"
+    if saved is not None and saved.role == "resume":
+        saved.training_state    # raises where there is none
     keeps_head = saved is None and config.pretrained and dataset_facts(config.dataset_name).imagenet
     if saved is not None:
         saved.check_architecture(config.architecture)
@@ -123,7 +133,8 @@ def branch_out(config, model: Classifier) -> Classifier:
     """Give a trained network its sigmoid branch (Dual-CAM)."""
     training.seed_everything(config.seed)
     dual = dualize(model)
-    training.init_branch(dual, config.sigmoid_init)
+    if config.sigmoid_init == "random":
+        training.randomize(dual.sigmoid_head)
     return dual
 
 
@@ -156,7 +167,7 @@ def image_loader(config, data: WsolData, split: str, train: bool = False):
 def train(config, data: WsolData, model: Classifier, saved: checkpoint.Found | None, run: RunFolder, device,
           wandb) -> Classifier:
     """Train the softmax head first where classes are new and a branch is to follow it, then what was asked for."""
-    resumed = saved.content if saved is not None and saved.role == "resume" else None
+    resumed = saved.training_state if saved is not None and saved.role == "resume" else None
     if resumed is not None:
         log.info("resuming after epoch %d of stage %s", resumed["epoch"], resumed["stage"])
     # Epochs that no checkpoint holds are trained again; a checkpoint of b2 has its vanilla stage behind it.
@@ -191,19 +202,19 @@ def train(config, data: WsolData, model: Classifier, saved: checkpoint.Found | N
 def validation(config, data: WsolData, objective: Objective, device):
     """(model → figures of the val split, the figure that picks `best`); (None, None) without a val split.
 
-    It reads the first CAM method on the last head: in b2, unless --heads says
-    otherwise, the sigmoid branch with negative weights clamped.
+    It reads the first CAM method on the head that learns to explain, whatever
+    rows the table will have: in b2 the sigmoid branch with negative weights clamped.
     """
     if "val" not in data.splits:
         return None, None
     v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
     boxes = data.splits["val"].boxes is not None
     criterion = "pxap" if not boxes else "maxboxacc_v2" if v2 else "maxboxacc_v1"
-    row = rows(config.methods[:1], config.heads[-1:])[0]
+    row = rows(config.methods[:1], ["sigmoid_clamped" if config.model_structure == "b2" else "softmax"])[0]
     loader = image_loader(config, data, "val")
 
     def validate(model: Classifier) -> dict[str, float]:
-        evaluation = new_evaluation(config, data.splits["val"], [row])
+        evaluation = new_evaluation(config, data.splits["val"], [row], center=False)
         loss = 0.0
         for batch in compute_scoremaps(model, loader, [row.method], [row.head], device, target=config.cam_target,
                                        title="validate"):
@@ -211,20 +222,19 @@ def validation(config, data: WsolData, objective: Objective, device):
             output = Output(batch.logits, batch.sigmoid_logits)
             loss += objective(output, torch.from_numpy(batch.labels)).item() * len(batch.labels)
         found = evaluation.compute()
-        return {"loss": loss / found["num_images"], "top1": found["classification"]["top1"],
-                criterion: found["rows"][0][criterion]}
+        figures = {"loss": loss / found["num_images"], "top1": found["classification"]["top1"]}
+        return figures | {key: value for key, value in found["rows"][0].items() if key == criterion}
     return validate, criterion
 
 
 # --------------------------------------------------------------------------- infer, evaluate, report
 
-def new_evaluation(config, metadata: SplitMetadata, wanted, keep=()) -> Evaluation:
-    return Evaluation(metadata, wanted, interval=config.cam_curve_interval, keep=keep,
-                      iou_thresholds=config.iou_threshold_list, loc_threshold=config.loc_threshold)
+def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluation:
+    return Evaluation(metadata, wanted, interval=config.cam_curve_interval, iou_thresholds=config.iou_threshold_list,
+                      loc_threshold=config.loc_threshold, **more)
 
 
-def measure(config, data: WsolData, model: Classifier, run: RunFolder, device,
-            seconds: dict[str, float]) -> tuple[dict, Evaluation]:
+def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation]:
     """Maps and metrics of the test split; of the val split first, whose best thresholds are used on test."""
     start = time.perf_counter()
     test = data.splits["test"]
@@ -234,16 +244,23 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device,
         if split not in data.splits:
             continue
         evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads),
-                                    keep if split == "test" else ())
+                                    keep=keep if split == "test" else ())
+        names = scoremap_names(data.splits[split].image_ids)
         for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
                                        target=config.cam_target, title=f"maps of {split}"):
             evaluation.update(batch)
             if config.save_scoremaps:
-                save_scoremaps(batch, data.splits[split].image_ids, run.path / "scoremaps" / split)
+                save_scoremaps(batch, names, run.path / "scoremaps" / split)
         evaluations[split] = evaluation
     found = evaluations["test"].compute(evaluations.get("val"))
     evaluating = sum(evaluation.seconds for evaluation in evaluations.values())
-    seconds |= {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
+    seconds = {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
+    if not config.eval_only:
+        seconds = {"train": run.seconds_trained()} | seconds
+    for row in found["rows"]:
+        if row["num_degenerate"]:
+            log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
+                        row["head"], row["num_degenerate"], found["num_images"])
     results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
                "config": saved_settings(config), "versions": reporting.versions(),
@@ -273,20 +290,29 @@ def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) 
 
 def run_from_shell() -> int:
     """main() with the exit codes of a command: 0, 2 for bad input, 130 for Ctrl-C."""
+    sys.stdout.reconfigure(errors="replace")    # a terminal without Greek still gets its table
     try:
         main()
+        return 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return fail(str(error))
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
             raise
-        print(f"error: cannot write {error.filename or 'a file of the run'}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"cannot write {error.filename or 'a file of the run'}: {error.strerror}")
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if type(error) is RuntimeError and "allocate memory" not in str(error):
+            raise
+        return fail(f"out of memory ({str(error).splitlines()[0]}); try a smaller --batch_size or --crop_size")
     except KeyboardInterrupt:
-        print("stopped; the same command with --resume and --experiment_name goes on", file=sys.stderr)
+        log.info("stopped; a run goes on with --resume and its folder's name as --experiment_name")
         return 130
-    return 0
+
+
+def fail(message: str) -> int:
+    log.debug("stopped by an error", exc_info=True)
+    print(f"error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

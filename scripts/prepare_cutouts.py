@@ -55,6 +55,8 @@ def _count_lines(path: Path) -> int:
 def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     try:
+        if args.seed < 0:
+            raise InputError(f"--seed {args.seed} is negative; seeds count from 0")
         written = make_cutouts(
             args.cutouts,
             args.data_root,

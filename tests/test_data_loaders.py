@@ -104,8 +104,8 @@ def test_class_names_from_file_folder_or_index(tmp_path):
     write_dataset(tmp_path, "Shapes")
 
     def names():
-        return load_data("Shapes", data_root=tmp_path / "dataset", metadata_root=tmp_path / "metadata",
-                         mask_root=tmp_path / "dataset", splits=("train", "test")).class_names
+        return load_data("Shapes", tmp_path / "dataset", tmp_path / "metadata", tmp_path / "dataset",
+                         splits=("train", "test")).class_names
     assert names() == ["0", "1", "2"]       # its folders
     (tmp_path / "metadata/Shapes/classes.txt").write_text("red\ngreen\nblue\n")
     assert names() == ["red", "green", "blue"]
@@ -125,9 +125,9 @@ def test_sampling_val_images_is_seeded_and_per_class(tmp_path):
 
 def test_proxy_training_set(tmp_path):
     write_dataset(tmp_path, "Shapes")
-    settings = dict(data_root=tmp_path / "dataset", metadata_root=tmp_path / "metadata", mask_root=tmp_path / "dataset")
+    roots = tmp_path / "dataset", tmp_path / "metadata", tmp_path / "dataset"
     (tmp_path / "metadata/Shapes/train/image_ids_proxy.txt").write_text("train/0/0.png\ntrain/2/1.png\n")
-    data = load_data("Shapes", **settings, splits=("train", "val"), proxy_training_set=True)
+    data = load_data("Shapes", *roots, splits=("train", "val"), proxy_training_set=True)
     assert data.splits["train"].image_ids == ["train/0/0.png", "train/2/1.png"]
 
 
@@ -184,14 +184,14 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
 
     def epoch(number, workers=0):
         loader = make_loader(data, 4, workers, shuffle_seed=3)
-        set_epoch(loader, number)
+        set_epoch(loader, (0, number))
         return [x for batch in loader for x in batch]
     first, again, parallel, second = epoch(1), epoch(1), epoch(1, workers=2), epoch(2)
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, again, parallel, strict=True))
     assert not torch.equal(first[2], second[2])     # another order
     assert sorted(torch.cat(first[2::3]).tolist()) == list(range(len(data)))
     a, b = data[0][0], None
-    data.epoch = 5
+    data.moment = (0, 5)
     b = data[0][0]
     assert a.shape == b.shape == (3, 32, 32) and not torch.equal(a, b)
     assert len(loader) == 3
@@ -206,7 +206,7 @@ def test_crops_and_flips_are_pieces_of_the_resized_image(tmp_path):
               for flip in (False, True) for t in range(3) for s in range(3)}
     seen = set()
     for epoch in range(150):
-        data.epoch = epoch
+        data.moment = (0, epoch)
         view = data[0][0]
         seen.add(next(key for key, piece in pieces.items() if torch.allclose(view, piece, atol=1e-5)))
     assert seen == set(pieces)      # all nine corners, both ways

@@ -91,11 +91,14 @@ def test_a_loss_that_explodes_is_said_so():
 
 def test_devices(monkeypatch):
     if not torch.cuda.is_available():
-        assert training.select_device([1]) == (torch.device("cpu"), "no CUDA device: --gpus 1 is the CPU here")
+        assert training.select_device([1]) == torch.device("cpu")
+    chosen, warned = [], []
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(training.log, "warning", lambda message, *_: warned.append(message))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
-    assert training.select_device([1])[0] == torch.device("cuda", 1)
-    assert "stay idle" in training.select_device([0, 1])[1]
+    assert training.select_device([1]) == torch.device("cuda", 1) and chosen == [1] and not warned
+    assert training.select_device([0, 1]) == torch.device("cuda", 0) and "one process" in warned[0]
     with pytest.raises(InputError, match="--gpus 2: this machine has the CUDA devices 0..1"):
         training.select_device([2])

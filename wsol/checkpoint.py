@@ -8,6 +8,7 @@ beside them what rebuilds the model: `model_structure`, `num_classes`,
 
 import os
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -66,10 +67,12 @@ def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, 
                          "check --architecture and --large_feature_map")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
-            hint = "it was trained on another number of classes" if name.startswith(
+            hint = "it was trained on another number of classes; check --dataset_name" if name.startswith(
                 (model.head_name, prefix)) else "check --architecture"
             raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, this network needs "
                              f"{tuple(expected[name].shape)}; {hint}")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{source}: {name} holds NaN or infinite values; the training that wrote it had failed")
     with torch.no_grad():
         for name, tensor in tensors.items():
             expected[name].copy_(tensor)    # state_dict's tensors are the model's own
@@ -100,7 +103,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
 
 
-def load(path: Path, map_location="cpu") -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
     """Read a checkpoint, or a bare state dict as {"state_dict": ...}. Code in the file is refused, never executed.
 
     Raises:
@@ -108,13 +111,13 @@ def load(path: Path, map_location="cpu") -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} does not exist")
+        raise InputError(f"checkpoint {path} " + ("is a folder; name the file in it" if path.is_dir() else "does not exist"))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # torch muses about pickle protocols before it refuses a file
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error).splitlines()[0])   # without torch's colours
         raise InputError(f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
                          "save it again with torch.save({'state_dict': model.state_dict()}, ...)") from None
     except Exception as error:      # zip, pickle and storage readers each raise their own kind
@@ -123,8 +126,9 @@ def load(path: Path, map_location="cpu") -> dict[str, Any]:
             isinstance(value, Tensor) for value in content.values()):
         content = {"state_dict": content}
     tensors = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not tensors:
-        raise InputError(f"{path} holds no state_dict")
+    if not isinstance(tensors, dict) or not tensors or not all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()):
+        raise InputError(f"{path} holds no state_dict of named tensors")
     return content
 
 
@@ -149,13 +153,28 @@ class Found:
         self.content = load(path)
 
     @property
+    def facts(self) -> dict[str, Any]:
+        """What rebuilds the model, by the names of the settings; files of elsewhere know less, or nothing."""
+        return {key: self.content[key] for key in ("architecture", "model_structure", "large_feature_map")
+                if self.content.get(key) is not None}
+
+    @property
+    def training_state(self) -> dict[str, Any]:
+        """The checkpoint as what training goes on from; an InputError if it is not one of this program."""
+        missing = {"stage", "epoch", "best", "optimizer"} - set(self.content)
+        if missing:
+            raise InputError(f"{self.path} holds no training state ({', '.join(sorted(missing))}), so there is nothing to "
+                             "resume; start from its weights with --ft_ckpt")
+        return self.content
+
+    @property
     def tensors(self) -> dict[str, Tensor]:
         return self.content["state_dict"]
 
     def check_architecture(self, architecture: str) -> None:
         """InputError if the file says it belongs to another network; files of elsewhere may not say."""
-        own = self.content.get("architecture", architecture)
-        if own != architecture:
+        own = self.content.get("architecture")
+        if own not in (None, architecture):
             raise InputError(f"{self.path} is a checkpoint of {own}, not of {architecture}; give --architecture {own}")
 
     def class_names(self, head_name: str, of_data: list[str]) -> list[str]:
@@ -165,6 +184,7 @@ class Found:
         if not widths:
             raise InputError(f"{self.path} holds no classification head '{head_name}'; check --architecture")
         if len(of_data) > widths[-1]:
-            raise InputError(f"{self.path} decides between {widths[-1]} classes, but the data set has {len(of_data)}")
+            raise InputError(f"{self.path} decides between {widths[-1]} classes, but the data set has {len(of_data)}; "
+                             "check --dataset_name, or train on this data set")
         known = self.content.get("class_names") or of_data
         return [*known, *(f"class {k}" for k in range(len(known), widths[-1]))]

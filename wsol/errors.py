@@ -1,4 +1,4 @@
-"""The one exception for mistakes of the person at the keyboard."""
+"""The one exception for mistakes of the person at the keyboard, and what finds and words them."""
 
 
 class InputError(ValueError):
@@ -8,6 +8,18 @@ class InputError(ValueError):
     the scripts print it behind "error:" and leave with exit code 2; a
     traceback, by contrast, always means a defect of the program.
     """
+
+    def __init__(self, message: str):
+        # A DataLoader re-raises a worker's error with the whole traceback as its message.
+        super().__init__(str(message).rstrip().rsplit(f"{__name__}.InputError: ", 1)[-1])
+
+
+def plain_name(what: str, name: str) -> str:
+    """The name, if it can be that of one folder below another; an InputError otherwise."""
+    if (not name or name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 255
+            or name != name.strip()):
+        raise InputError(f"{what} {name!r} is not a folder's name: one name, without slashes")
+    return name
 
 
 def nearest(name: str, known) -> str:

@@ -1,5 +1,6 @@
 """What is kept of every epoch: a line in the log and in metrics.jsonl, and the checkpoints."""
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -35,9 +36,10 @@ class History:
         self._note(epoch, "train", figures | {"lr": lr, "seconds": seconds})
         score = -figures["loss"]
         if validate is not None:
+            start = time.perf_counter()
             val = validate(model)
-            self._note(epoch, "val", val)
-            score = val[self.criterion]
+            self._note(epoch, "val", val | {"lr": lr, "seconds": time.perf_counter() - start})
+            score = val.get(self.criterion, score)      # a val split may hold no foreground to measure
         is_best = self.best is None or score > self.best
         self.best = score if is_best else self.best
         content = self._content(epoch, model, optimizer)
@@ -53,13 +55,22 @@ class History:
 
     def _content(self, epoch: int, model: Classifier, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """A checkpoint's content, on the CPU."""
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in checkpoint.state_dict(model).items()}
-        return self.facts | {"stage": self.stage, "epoch": epoch, "best": self.best, "state_dict": tensors,
-                             "optimizer": None if optimizer is None else optimizer.state_dict()}
+        return self.facts | {"stage": self.stage, "epoch": epoch, "best": self.best, "state_dict": _on_cpu(checkpoint.state_dict(model)),
+                             "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict())}
 
     def _note(self, epoch: int, split: str, figures: dict[str, float]) -> None:
         rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
         self.run.append_metrics(stage=self.stage, epoch=epoch, split=split, **rounded)
-        self.wandb.log_metrics({f"{self.stage}/{split}/{key}": value for key, value in figures.items()})
+        self.wandb.log_metrics({f"{self.stage}/{split}/{key}": value for key, value in figures.items()}
+                               | {f"{self.stage}/epoch": epoch})
         log.info("%s epoch %2d %-5s  %s", self.stage, epoch, split,
                  "  ".join(f"{key} {value:.4g}" for key, value in rounded.items()))
+
+
+def _on_cpu(value):
+    """Nested dicts and lists with every tensor on the CPU, so that a checkpoint loads on any machine."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu().clone()
+    if isinstance(value, dict):
+        return {key: _on_cpu(item) for key, item in value.items()}
+    return [_on_cpu(item) for item in value] if isinstance(value, list) else value

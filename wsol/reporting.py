@@ -105,7 +105,7 @@ class Wandb:
             log.info("W&B: no credentials, logging offline to %s; `wandb login` sends later runs, "
                      "`wandb sync FOLDER` this one", folder / "wandb")
         folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(init_timeout=60, silent=True)
+        settings = wandb.Settings(init_timeout=20, silent=True)
         self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, mode=mode, settings=settings)
 
     def _guard(self, action, *arguments, **named) -> None:

@@ -10,6 +10,7 @@ import logging.handlers
 import re
 import shutil
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,8 @@ class RunFolder:
         self.path = self.root / name
         if must_exist and not self.path.is_dir():
             raise InputError(f"there is no run {self.path}; check --root and --experiment_name")
+        if self.root.exists() and not self.root.is_dir():
+            raise InputError(f"--root {self.root} is a file, not a folder")
         self._check_free()
 
     def _check_free(self) -> None:
@@ -61,6 +64,9 @@ class RunFolder:
         if not (config.is_file() and config.read_text(errors="replace").startswith(_SIGNATURE)):
             raise InputError(f"--override_cache removes only folders that this program made, and {self.path} has no "
                              f"{CONFIG_FILE} of its; remove it yourself or choose another --experiment_name")
+        inner = next((path for path in self.path.glob(f"*/{CONFIG_FILE}") if path.parent != self.figures), None)
+        if inner is not None:
+            raise InputError(f"--override_cache would remove another run with it: {inner.parent}; move that first")
 
     @property
     def figures(self) -> Path:
@@ -73,34 +79,53 @@ class RunFolder:
         except FileNotFoundError:
             return {}
         except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{self.path / CONFIG_FILE} cannot be read: {error}") from None
+            raise InputError(f"{self.path / CONFIG_FILE} cannot be read: {str(error).splitlines()[0]}") from None
         if not isinstance(saved, dict):
             raise InputError(f"{self.path / CONFIG_FILE} holds no settings")
         return saved
 
-    def open(self, settings: dict[str, Any]) -> str:
-        """Make the folder, lock it for this process and keep a new run's settings; returns the folder's name.
+    def open(self, settings: dict[str, Any] | None) -> str:
+        """Make the folder, lock it for this process and keep the run's settings; returns the folder's name.
 
         The name of a numbered run may be a later one than foreseen, where another process was faster.
+        settings None (--eval_only): those of the run stay as they are.
         """
-        self._make()
-        self._lock = open(self.path / LOCK_FILE, "w")   # the system drops the lock with the process, kill -9 included
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another process is at work in {self.path}; wait for it or choose another "
+            self._make()
+            self._lock = open(self.path / LOCK_FILE, "w")
+        except OSError as error:
+            raise InputError(f"cannot write to {self.path} ({error.strerror}); choose another --root or "
                              "--experiment_name") from None
-        if self.must_exist:
+        self._take_lock()
+        if settings is None:
             return self.path.name
-        self._check_free()
-        # config.yaml last: it marks the folder as ours should the removal be cut off.
-        for old in sorted(self.path.iterdir(), key=lambda path: path.name == CONFIG_FILE):
-            if old.name != LOCK_FILE:
-                shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
+        if not self.must_exist:
+            self._check_free()
+            # config.yaml last: it marks the folder as ours should the removal be cut off.
+            for old in sorted(self.path.iterdir(), key=lambda path: path.name == CONFIG_FILE):
+                if old.name != LOCK_FILE:
+                    shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         settings = settings | {"experiment_name": self.path.name}
         self.write(CONFIG_FILE, _SIGNATURE + "python main.py --config FILE repeats it\n"
                    + yaml.safe_dump(settings, sort_keys=False))
         return self.path.name
+
+    def _take_lock(self, patience: float = 5.0) -> None:
+        """Keep other processes out until this one ends, however it ends.
+
+        The data loading workers of a process that was killed hold its lock for a moment longer, hence the patience.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise InputError(f"another process is at work in {self.path}; wait for it or choose another "
+                                     "--experiment_name") from None
+                time.sleep(0.1)
+            except OSError:     # a file system without locks
+                return
 
     def _make(self) -> None:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -138,9 +163,15 @@ class RunFolder:
                 entry = json.loads(line)
             except ValueError:      # the process was killed in the middle of this line
                 continue
-            if entry["epoch"] <= stages_done.get(entry["stage"], 0):
+            if isinstance(entry, dict) and entry.get("epoch", 0) <= stages_done.get(entry.get("stage"), 0):
                 kept.append(line + "\n")
         self.write("metrics.jsonl", "".join(kept))
+
+    def seconds_trained(self) -> float:
+        """Seconds of all epochs, training and validation, those before a --resume counted in."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        return sum(json.loads(line)["seconds"] for line in lines)
 
 
 def _latest_number(root: Path) -> int:
@@ -157,6 +188,7 @@ _early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRIT
 def start_log(debug: bool = False) -> None:
     """Log to the console; lines are kept for log.txt until the run folder exists."""
     log.handlers.clear()
+    logging.raiseExceptions = False     # a full disk or a closed pipe must not bury the one line that says so
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.propagate = False
     console = logging.StreamHandler(sys.stdout)

@@ -1,6 +1,5 @@
 """Training: the optimizer and schedule of the references, one epoch, features computed once."""
 
-import copy
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -10,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from wsol.dual_head import Classifier, Output
+from wsol.dual_head import Classifier, Output, linear_layers
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import Objective
 from wsol.progress import progress
+from wsol.run_folder import log
 
 FEATURE_CACHE_BYTES = 2 * 1024 ** 3
 
@@ -71,8 +71,10 @@ def train_one_epoch(forward: Callable[[Tensor], Output], loader: DataLoader, obj
         loss_sum += loss.detach() * len(labels)
         correct += (output.logits.detach().argmax(dim=1) == labels).sum()
         images += len(labels)
-    if not torch.isfinite(loss_sum):
-        raise InputError(f"the loss is no longer finite ({title}); try a smaller --lr")
+    learnt = [p for group in optimizer.param_groups for p in group["params"]]
+    if not torch.isfinite(loss_sum) or not all(torch.isfinite(p).all() for p in learnt):
+        raise InputError(f"the loss or the weights are no longer finite ({title}); try a smaller --lr "
+                         "(--vanilla_lr in the vanilla stage of b2)")
     return {"loss": loss_sum.item() / images, "top1": 100 * correct.item() / images}
 
 
@@ -118,12 +120,12 @@ class Trainer:
         loader: gives (images, labels, indices), shuffled.
         seed: every epoch is seeded by (seed, stage, epoch), so a run that goes on
             from a checkpoint draws what an undisturbed one draws.
-        set_epoch: tells the loader which epoch it is.
+        set_epoch: tells the loader the moment, (stage as a number, epoch), that its draws depend on.
         decay_frequency: see learning_rate; the others: see make_optimizer.
     """
 
     def __init__(self, loader: DataLoader, device: torch.device, *, seed: int,
-                 set_epoch: Callable[[DataLoader, int], None], decay_frequency: int, **optimizer_settings):
+                 set_epoch: Callable[[DataLoader, tuple[int, int]], None], decay_frequency: int, **optimizer_settings):
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
         self._features: TensorDataset | None = None     # of the trunk's ImageNet or checkpoint state, for all stages
@@ -137,21 +139,27 @@ class Trainer:
         """
         model.to(self.device)
         start = 0
-        if not epochs:      # nothing to train, but something to evaluate later
+        if resumed is not None:
+            start = resumed["epoch"]
+        elif not epochs:    # nothing to train, but something to evaluate later
             history.save_untrained(model)
+        if start >= epochs:
             return
         optimizer = make_optimizer(model, lr=lr, **self.optimizer_settings)
-        if resumed is not None:
+        if resumed is not None and resumed["optimizer"] is not None:    # None: the checkpoint of a run of 0 epochs
+            asked_for = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(resumed["optimizer"])
-            start = resumed["epoch"]
+            for group, settings in zip(optimizer.param_groups, asked_for, strict=True):
+                group.update(settings)
         began = time.perf_counter()
-        forward, loader = self._inputs(model) if start < epochs else (model, self.loader)
+        forward, loader = self._inputs(model)
         for epoch in range(start + 1, epochs + 1):
             rate = learning_rate(lr, epoch, self.decay_frequency)
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["ratio"]
-            seed_everything(self.seed, zlib.crc32(history.stage.encode()), epoch)
-            self.set_epoch(loader, epoch)
+            moment = (zlib.crc32(history.stage.encode()), epoch)
+            seed_everything(self.seed, *moment)
+            self.set_epoch(loader, moment)
             model.train()
             figures = train_one_epoch(forward, loader, objective, optimizer, self.device,
                                       f"{history.stage} epoch {epoch}")
@@ -170,33 +178,30 @@ class Trainer:
         return model.classify, DataLoader(self._features, self.loader.batch_size, sampler=self.loader.sampler)
 
 
-def select_device(indices: Sequence[int]) -> tuple[torch.device, str]:
-    """The first of the CUDA devices asked for, or the CPU where there is no CUDA; and a line for the log.
+def select_device(indices: Sequence[int]) -> torch.device:
+    """The first of the CUDA devices asked for, or the CPU, with a warning, where there is no CUDA.
 
     Raises:
         InputError: there is CUDA, but no device of that number.
     """
     if not torch.cuda.is_available():
-        return torch.device("cpu"), f"no CUDA device: --gpus {','.join(map(str, indices))} is the CPU here"
+        log.warning("no CUDA device: running on the CPU")
+        return torch.device("cpu")
     present = torch.cuda.device_count()
     for index in indices:
         if index >= present:
             raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
-    more = "; one process works on one device, the others stay idle" if len(indices) > 1 else ""
+    if len(indices) > 1:
+        log.warning("one process works on one device: of --gpus %s only %d is used", indices, indices[0])
+    torch.cuda.set_device(indices[0])       # else pinning memory opens a context on device 0
     torch.backends.cudnn.deterministic = True       # same seed, same machine: same numbers
-    return torch.device("cuda", indices[0]), f"device: {torch.cuda.get_device_name(indices[0])}{more}"
+    log.info("device: %s", torch.cuda.get_device_name(indices[0]))
+    return torch.device("cuda", indices[0])
 
 
-def init_branch(model: Classifier, how: str) -> None:
-    """Start the sigmoid branch as a copy of the softmax head as it is now, or at random.
-
-    "clone": the paper. "random": what the authors' code does, Linear weights
-    N(0, 0.01) and zero bias.
-    """
-    model.sigmoid_head.load_state_dict(copy.deepcopy(model.softmax_head.state_dict()))
-    if how == "random":
-        for module in model.sigmoid_head.modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d)):
-                nn.init.normal_(module.weight, std=0.01)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+def randomize(head: nn.Module) -> None:
+    """Start a branch as the authors' code does, not as a clone: Linear weights N(0, 0.01) and zero bias."""
+    for layer in linear_layers(head):
+        nn.init.normal_(layer.weight, std=0.01)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

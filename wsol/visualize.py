@@ -75,7 +75,7 @@ def _show(axis, image: np.ndarray, title: str | None = None) -> None:
     axis.imshow(image)
     axis.set_axis_off()
     if title is not None:
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=9, parse_math=False)     # a class may be called "a$b"
 
 
 def _to_pixels(box: Sequence[float], example: Example) -> np.ndarray:

@@ -10,7 +10,6 @@ from wsol.errors import InputError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-IMAGENET_CLASSES = 1000
 
 
 @dataclass(frozen=True)

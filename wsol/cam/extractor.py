@@ -37,6 +37,7 @@ class CamExtractor:
         if self.target_layer is None:
             raise InputError(f"no target layer known for {type(self.model.network).__name__}; "
                              "give CamExtractor(..., target_layer=model.some_layer)")
+        methods = [methods] if isinstance(methods, str) else methods
         self.keys = {row: row if heads is not None else row.method for row in rows(methods, heads or ["softmax"])}
         missing = {row.branch for row in self.keys} - set(self.model.heads())
         if missing:

@@ -18,7 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.errors import InputError
+from wsol.errors import InputError, plain_name
 
 SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92
@@ -51,7 +51,11 @@ class DatasetFolders(NamedTuple):
     def of(
         cls, name: str, data_root: str | Path, metadata_root: str | Path, mask_root: str | Path | None = None
     ) -> DatasetFolders:
-        """The folders of data set `name`; masks lie beside the images unless `mask_root` is given."""
+        """The folders of data set `name`; masks lie beside the images unless `mask_root` is given.
+
+        Raises InputError for a name that is none of a folder.
+        """
+        plain_name("the data set's name", name)
         mask_root = data_root if mask_root is None else mask_root
         return cls(*(Path(root).absolute() / name for root in (data_root, mask_root, metadata_root)))
 

@@ -315,9 +315,14 @@ class PixelAveragePrecision(_CountingMetric):
         self._counts["foreground"] += np.histogram(scoremaps[foreground], self._edges)[0]
         self._counts["background"] += np.histogram(scoremaps[background], self._edges)[0]
 
+    @property
+    def has_foreground(self) -> bool:
+        """Is there a foreground pixel to be found? Without one the metric is not defined."""
+        return bool(self._counts["foreground"].any())
+
     def compute(self) -> dict[str, float]:
         """`pxap` in per cent. Raises ValueError when no foreground pixel was counted."""
-        if self._counts["foreground"].sum() == 0:
+        if not self.has_foreground:
             raise ValueError("PxAP is not defined: no foreground pixel in any mask")
         return {"pxap": 100 * average_precision(self._counts["foreground"], self._counts["background"])}
 
