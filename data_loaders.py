@@ -4,13 +4,13 @@
     <data_root>/<dataset_name>/<image id>        <mask_root>/<dataset_name>/<mask path>
 
 Format: clovaai/wsolevaluation, README "Metadata"; `masks.txt` and `classes.txt`
-are additions. Every error of a metadata file names the file and the line.
+are additions. wsol/datasets/reader.py reads a split; every error names the file
+and the line.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -19,9 +19,10 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
+from wsol.datasets.reader import MaskPaths, SplitMetadata, read_lines, read_split
 from wsol.datasets.synthetic import make_synthetic
 from wsol.errors import InputError
-from wsol.metrics.boxes import RESOLUTION, resize_boxes
+from wsol.metrics.boxes import RESOLUTION
 
 SPLITS = ("train", "val", "test")
 
@@ -59,184 +60,6 @@ DATASETS: dict[str, DatasetFacts] = {
 def dataset_facts(name: str) -> DatasetFacts:
     """The facts of a named data set, or those of a user's own folder in the format."""
     return DATASETS.get(name, DatasetFacts())
-
-
-# --------------------------------------------------------------------------- metadata
-
-class MaskPaths(NamedTuple):
-    """One image's masks: foreground files (their union counts) and an ignore file, "" for none."""
-    foreground: tuple[str, ...]
-    ignore: str
-
-
-@dataclass
-class SplitMetadata:
-    """One split, in the order of image_ids.txt; lists run parallel to image_ids.
-
-    labels: (N,) int64. sizes: (N, 2) int64, width and height, or None. boxes: a
-    (n_i, 4) int64 array x0, y0, x1, y1 in the image's own pixels for each image, or
-    None. masks: MaskPaths for each image, or None.
-    """
-    split: str
-    image_ids: list[str]
-    labels: np.ndarray
-    image_root: Path
-    mask_root: Path
-    sizes: np.ndarray | None = None
-    boxes: list[np.ndarray] | None = None
-    masks: list[MaskPaths] | None = None
-
-    def __len__(self) -> int:
-        return len(self.image_ids)
-
-    def image_path(self, index: int) -> Path:
-        return self.image_root / self.image_ids[index]
-
-    def scaled_boxes(self, index: int) -> np.ndarray:
-        """Ground-truth boxes of image `index` at the evaluation's 224 x 224, (n, 4) int."""
-        return resize_boxes(self.boxes[index], self.sizes[index])
-
-    def subset(self, keep: Sequence[int]) -> "SplitMetadata":
-        """The same split with only these images."""
-        def pick(values):
-            return None if values is None else [values[i] for i in keep]
-        sizes = None if self.sizes is None else self.sizes[list(keep)]
-        return SplitMetadata(self.split, pick(self.image_ids), self.labels[list(keep)], self.image_root,
-                             self.mask_root, sizes, pick(self.boxes), pick(self.masks))
-
-
-def read_split(folder: Path, split: str, image_root: Path, mask_root: Path, ids_file: str = "image_ids.txt",
-               wants_localization: bool = True) -> SplitMetadata:
-    """Read `<folder>/<split>/*.txt` and check that the files agree with each other.
-
-    Raises:
-        InputError: a file is missing, a line is malformed (file:line), an image
-            has no label, or an evaluated image has no box and no mask.
-    """
-    folder = Path(folder) / split
-    image_ids = []
-    for number, image_id in _lines(folder / ids_file):
-        if Path(image_id).is_absolute() or ".." in Path(image_id).parts:    # maps are written under this name
-            raise InputError(f"{folder / ids_file}:{number}: '{image_id}' leads out of the data set's folder")
-        image_ids.append(image_id)
-    if not image_ids:
-        raise InputError(f"{folder / ids_file} lists no image")
-    position = {image_id: i for i, image_id in enumerate(image_ids)}
-    if len(position) < len(image_ids):
-        twice = next(x for i, x in enumerate(image_ids) if position[x] != i)
-        raise InputError(f"{folder / ids_file} lists {twice} twice")
-    metadata = SplitMetadata(split, image_ids, _read_labels(folder / "class_labels.txt", position),
-                             Path(image_root), Path(mask_root))
-    if wants_localization:
-        metadata.sizes = _read_sizes(folder / "image_sizes.txt", position)
-        _read_localization(folder, position, metadata)
-    return metadata
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(line number from 1, stripped line) of the lines that are not empty."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            for number, line in enumerate(file, 1):
-                if line := line.strip():
-                    yield number, line
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; see metadata/README.md for the format and where to get it") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read as text: {error}") from None
-
-
-def _fields(path: Path, position: dict[str, int], count: int, what: str) -> Iterator[tuple[str, int, list[str]]]:
-    """("file:line", image index, fields behind the id) of the lines about images of this split.
-
-    Ids may hold commas, so fields are split off from the right. Lines of images
-    that image_ids.txt leaves out (a proxy set) are passed over.
-    """
-    for number, line in _lines(path):
-        image_id, *fields = line.rsplit(",", count)
-        where = f"{path}:{number}"
-        if len(fields) != count:
-            raise InputError(f"{where}: '{line}' is not {what}")
-        if image_id in position:
-            yield where, position[image_id], fields
-
-
-def _integers(where: str, fields: list[str], what: str) -> list[int]:
-    try:
-        return [int(field) for field in fields]
-    except ValueError:
-        raise InputError(f"{where}: '{','.join(fields)}' is not {what} in whole numbers") from None
-
-
-def _read_labels(path: Path, position: dict[str, int]) -> np.ndarray:
-    labels = np.full(len(position), -1, dtype=np.int64)
-    for where, index, fields in _fields(path, position, 1, "path,class_index"):
-        (label,) = _integers(where, fields, "a class index")
-        if label < 0:
-            raise InputError(f"{where}: class index {label} is negative; classes count from 0")
-        labels[index] = label
-    if (labels < 0).any():
-        raise InputError(f"{path} has no line for {list(position)[int(np.argmin(labels))]}")
-    return labels
-
-
-def _read_sizes(path: Path, position: dict[str, int]) -> np.ndarray | None:
-    if not path.exists():
-        return None
-    sizes = np.zeros((len(position), 2), dtype=np.int64)
-    for where, index, fields in _fields(path, position, 2, "path,width,height"):
-        sizes[index] = _integers(where, fields, "width,height")
-        if sizes[index].min() < 1:
-            raise InputError(f"{where}: width and height must be at least 1")
-    return sizes if sizes.any() else None
-
-
-def _read_localization(folder: Path, position: dict[str, int], metadata: SplitMetadata) -> None:
-    """Boxes or masks from localization.txt, told apart by its first line, and masks from masks.txt."""
-    path = folder / "localization.txt"
-    first = next(_lines(path), None) if path.exists() else None
-    if first is not None:
-        if _is_box_line(first[1]):
-            metadata.boxes = _read_boxes(path, position, metadata.sizes)
-        else:
-            metadata.masks = _read_masks(path, position)
-    if (folder / "masks.txt").exists() and next(_lines(folder / "masks.txt"), None):
-        metadata.masks = _read_masks(folder / "masks.txt", position)
-
-
-def _is_box_line(line: str) -> bool:
-    return len(line.split(",")) >= 5 and all(f.strip().lstrip("-").isdigit() for f in line.split(",")[-4:])
-
-
-def _read_boxes(path: Path, position: dict[str, int], sizes: np.ndarray | None) -> list[np.ndarray]:
-    boxes: list[list] = [[] for _ in position]
-    for where, index, fields in _fields(path, position, 4, "path,x0,y0,x1,y1"):
-        x0, y0, x1, y1 = box = _integers(where, fields, "x0,y0,x1,y1")
-        if x0 > x1 or y0 > y1:
-            raise InputError(f"{where}: box {x0},{y0},{x1},{y1} has its corners in the wrong order (x0,y0,x1,y1)")
-        boxes[index].append(box)
-    for image_id, i in position.items():
-        if not boxes[i]:
-            raise InputError(f"{path} has no box for {image_id}")
-        if sizes is None or not sizes[i].all():
-            raise InputError(f"{path.parent / 'image_sizes.txt'} has no width,height for {image_id}, "
-                             "which its boxes need")
-    return [np.array(b, dtype=np.int64) for b in boxes]
-
-
-def _read_masks(path: Path, position: dict[str, int]) -> list[MaskPaths]:
-    foreground: list[list[str]] = [[] for _ in position]
-    ignore = [""] * len(position)
-    for where, index, (mask, ignore_mask) in _fields(path, position, 2, "path,mask.png,ignore.png"):
-        if not mask:
-            raise InputError(f"{where}: no mask file is named")
-        if not foreground[index]:       # the ignore mask stands on an image's first line only
-            ignore[index] = ignore_mask
-        foreground[index].append(mask)
-    for image_id, i in position.items():
-        if not foreground[i]:
-            raise InputError(f"{path} has no mask for {image_id}")
-    return [MaskPaths(tuple(f), i) for f, i in zip(foreground, ignore, strict=True)]
 
 
 # --------------------------------------------------------------------------- a data set
@@ -310,7 +133,7 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
     """From classes.txt, else from the images' folders where each class has its own, else "class 7"."""
     highest = max(int(metadata.labels.max()) for metadata in splits.values())
     if (folder / "classes.txt").exists():
-        names = [line for _, line in _lines(folder / "classes.txt")]
+        names = read_lines(folder / "classes.txt")
         if len(names) <= highest:
             raise InputError(f"{folder / 'classes.txt'} names {len(names)} classes, but class_labels.txt goes up to "
                              f"index {highest}")
@@ -321,8 +144,9 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
                          f"but this data set has {count} classes")
     parents: dict[int, set[str]] = {}
     for metadata in splits.values():
-        for image_id, label in zip(metadata.image_ids, metadata.labels, strict=True):
-            parents.setdefault(int(label), set()).add(Path(image_id).parent.name)
+        folders = (image_id.rpartition("/")[0].rpartition("/")[2] for image_id in metadata.image_ids)
+        for label, parent in set(zip(metadata.labels.tolist(), folders, strict=True)):
+            parents.setdefault(label, set()).add(parent)
     own_folder = all(len(p) == 1 for p in parents.values()) and len(set.union(*parents.values())) == len(parents) > 1
     return [parents[k].copy().pop() if own_folder and k in parents else f"class {k}" for k in range(count)]
 

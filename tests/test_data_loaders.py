@@ -5,14 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_dataset
+from conftest import REAL, write_dataset
 from PIL import Image
 
 from data_loaders import (DATASETS, ImageDataset, MaskPaths, load_data, load_image, load_mask, make_loader, read_split,
                           sample_per_class, set_epoch)
 from wsol.errors import InputError
 
-REAL = ROOT.parent / "shared" / "metadata"      # wsolevaluation's own files, where a checkout has them beside it
 
 
 def read(folder: Path, split: str = "test", **more):
