@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import compress, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,7 +139,7 @@ class _Rows(NamedTuple):
 
     numbers: NDArray[np.int64]
     indices: NDArray[np.int64]
-    fields: list[tuple[str, ...]]  # one tuple a column, each of n fields
+    fields: list[list[str]]  # a list of n fields for each column
 
 
 def _rows(path: Path, position: dict[str, int], count: int, what: str) -> Iterator[_Rows]:
@@ -150,20 +150,33 @@ def _rows(path: Path, position: dict[str, int], count: int, what: str) -> Iterat
     """
     for first, lines in _blocks(path):
         numbers = np.arange(first, first + len(lines))
-        rows = [line.rsplit(",", count) for line in lines]
-        if any(len(row) != count + 1 for row in rows):
-            for number, line, row in zip(numbers, lines, rows, strict=True):
-                if line and len(row) != count + 1:
-                    raise InputError(f"{path}:{number}: '{_short(line)}' is not {what}")
+        if not all(lines):
             numbers = numbers[[bool(line) for line in lines]]
-            rows = [row for line, row in zip(lines, rows, strict=True) if line]
-        indices = np.array([position.get(row[0], -1) for row in rows], dtype=np.int64)
+            lines = list(filter(None, lines))
+        names, *fields = _columns(path, numbers, lines, count, what)
+        indices = np.array([position.get(name, -1) for name in names], dtype=np.int64)
         known = indices >= 0
         if not known.all():
             numbers, indices = numbers[known], indices[known]
-            rows = [row for row, is_known in zip(rows, known, strict=True) if is_known]
-        if rows:
-            yield _Rows(numbers, indices, list(zip(*rows, strict=True))[1:])
+            fields = [list(compress(column, known)) for column in fields]
+        if len(indices):
+            yield _Rows(numbers, indices, fields)
+
+
+def _columns(path: Path, numbers: NDArray[np.int64], lines: list[str], count: int, what: str) -> list[list[str]]:
+    """The id and the `count` fields behind it, as columns; InputError for a line of fewer fields."""
+    if all(line.count(",") == count for line in lines):
+        # One flat list: a list a line would make Python's garbage collector take four times as long as the reading.
+        flat = ",".join(lines).split(",") if lines else []
+        return [flat[i::count + 1] for i in range(count + 1)]
+    columns: list[list[str]] = [[] for _ in range(count + 1)]
+    for number, line in zip(numbers, lines, strict=True):
+        row = line.rsplit(",", count)
+        if len(row) != count + 1:
+            raise InputError(f"{path}:{number}: '{_short(line)}' is not {what}")
+        for column, field in zip(columns, row, strict=True):
+            column.append(field)
+    return columns
 
 
 def _integers(path: Path, rows: _Rows, what: str, most: int) -> NDArray[np.int64]:
