@@ -8,8 +8,10 @@ are additions. wsol/datasets/reader.py reads a split; every error names the file
 and the line.
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -19,12 +21,14 @@ from PIL import Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
+from wsol.datasets.files import broken_files, require_files
 from wsol.datasets.reader import MaskPaths, SplitMetadata, read_lines, read_split
 from wsol.datasets.synthetic import make_synthetic
 from wsol.errors import InputError
 from wsol.metrics.boxes import RESOLUTION
 
 SPLITS = ("train", "val", "test")
+log = logging.getLogger("dualcam")
 
 
 # --------------------------------------------------------------------------- the data sets that are known by name
@@ -66,10 +70,14 @@ def dataset_facts(name: str) -> DatasetFacts:
 
 @dataclass
 class WsolData:
-    """The splits that a run needs and the names of the classes."""
+    """The splits that a run needs and the names of the classes.
+
+    skipped: {split: images left out by skip_bad}, empty where none was.
+    """
     name: str
     splits: dict[str, SplitMetadata]
     class_names: list[str]
+    skipped: dict[str, int] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
@@ -77,14 +85,18 @@ class WsolData:
 
 
 def load_data(dataset_name: str, *, data_root: str, metadata_root: str, mask_root: str, splits: Sequence[str],
-              proxy_training_set: bool = False, num_val_sample_per_class: int = 0, seed: int = 0) -> WsolData:
-    """Read the metadata of the splits a run needs ("val" is left out where there is none).
+              proxy_training_set: bool = False, num_val_sample_per_class: int = 0, seed: int = 0,
+              skip_bad: bool = False, workers: int = 1) -> WsolData:
+    """Read the metadata of the splits a run needs ("val" is left out where there is none) and look for their files.
 
     The data set `Synthetic` is written first if it is not there. The class count
     is the data set's own, or else the highest index in any of the splits plus 1.
+    skip_bad: every image and mask is decoded once, by `workers` threads; what is
+    missing or broken is reported and left out.
 
     Raises:
-        InputError: see read_split; the data set's folders are missing; no image exists where ids point.
+        InputError: see read_split; the data set's folders are missing; images or masks are missing; --num_val_sample_per_class
+            without a val split.
     """
     facts = dataset_facts(dataset_name)
     folder = Path(metadata_root) / dataset_name
@@ -96,27 +108,92 @@ def load_data(dataset_name: str, *, data_root: str, metadata_root: str, mask_roo
                          f" (built in: {', '.join(DATASETS)})")
     found = {}
     for split in splits:
-        if split == "val" and not (folder / "val").is_dir():
+        if not (folder / split).is_dir():
+            _check_split_is_optional(folder, split, num_val_sample_per_class)
             continue
         ids_file = "image_ids_proxy.txt" if split == "train" and proxy_training_set else "image_ids.txt"
         image_root = Path(data_root) / dataset_name / facts.image_folder(split)
         found[split] = read_split(folder, split, image_root, Path(mask_root) / dataset_name, ids_file,
                                   wants_localization=split != "train")
-        _check_first_image(found[split])
         if split != "train" and found[split].boxes is None and found[split].masks is None:
             raise InputError(f"{folder / split} has neither boxes nor masks: localization.txt is missing or empty")
     if num_val_sample_per_class and "val" in found:
         found["val"] = sample_per_class(found["val"], num_val_sample_per_class, seed)
-    names = _class_names(folder, found, facts.num_classes)
-    return WsolData(dataset_name, found, names)
+    data = WsolData(dataset_name, found, _class_names(folder, found, facts.num_classes))
+    for split, metadata in found.items():
+        _check_first_image(metadata)
+        if skip_bad:
+            data.splits[split] = leave_out_bad(metadata, workers)
+            if len(data.splits[split]) < len(metadata):
+                data.skipped[split] = len(metadata) - len(data.splits[split])
+        else:
+            check_files(metadata)
+    _warn_of_empty_classes(data)
+    return data
+
+
+def _check_split_is_optional(folder: Path, split: str, num_val_sample_per_class: int) -> None:
+    """Only val may be missing, and only where no setting needs it."""
+    present = ", ".join(s for s in SPLITS if (folder / s).is_dir()) or "none"
+    if split != "val":
+        raise InputError(f"{folder} has no {split} split (present: {present}), which this run needs; "
+                         "see metadata/README.md")
+    if num_val_sample_per_class:
+        raise InputError(f"{folder} has no val split (present: {present}), and --num_val_sample_per_class "
+                         f"{num_val_sample_per_class} samples one; leave that flag out")
 
 
 def _check_first_image(metadata: SplitMetadata) -> None:
-    """A wrong --data_root shows at the first image; better now than after the network is built."""
+    """A wrong --data_root, said as what it is rather than as a million missing images."""
     path = metadata.image_path(0)
-    if not path.is_file():
+    if not path.is_file() and not metadata.image_root.is_dir():
         raise InputError(f"the first image of the {metadata.split} split is missing: {path}; "
                          "check --data_root (and --dataset_name)")
+
+
+def check_files(metadata: SplitMetadata) -> None:
+    """InputError that counts the images and masks of a split that are not there and names the first few."""
+    split, skip = metadata.split, "--skip_bad_images leaves them out"
+    require_files(metadata.image_root, metadata.image_ids, f"{split} images", f"check --data_root; {skip}")
+    if metadata.masks is not None:
+        names = list(dict.fromkeys(m for paths in metadata.masks for m in (*paths.foreground, paths.ignore) if m))
+        require_files(metadata.mask_root, names, f"{split} masks", f"check --mask_root; {skip}")
+
+
+def leave_out_bad(metadata: SplitMetadata, workers: int = 1) -> SplitMetadata:
+    """The split without the images that are missing, broken, or whose masks are; each is named in the log.
+
+    Every file is decoded once, before training: so a run with bad images is, to
+    the last digit, a run on the data set without them.
+
+    Raises:
+        InputError: nothing is left.
+    """
+    def check(index: int) -> None:
+        check_image(metadata.image_path(index))
+        if metadata.masks is not None:
+            load_mask(metadata.mask_root, metadata.masks[index])
+    bad = broken_files(check, range(len(metadata)), f"decoding {metadata.split}", workers)
+    if not bad:
+        return metadata
+    for reason in list(bad.values())[:20]:
+        log.warning("skipped (%s): %s", metadata.split, reason)
+    log.warning("--skip_bad_images: %s of %s images of the %s split are left out%s", f"{len(bad):,}",
+                f"{len(metadata):,}", metadata.split, "; the first 20 are named above" if len(bad) > 20 else "")
+    if len(bad) == len(metadata):
+        raise InputError(f"no image of the {metadata.split} split can be used; the first: {next(iter(bad.values()))}")
+    return metadata.subset([i for i in range(len(metadata)) if i not in bad])
+
+
+def _warn_of_empty_classes(data: WsolData) -> None:
+    """A class without images is unusual, but no error: thresholds and scores are defined without it."""
+    for split, metadata in data.splits.items():
+        counts = np.bincount(metadata.labels, minlength=data.num_classes)
+        empty = np.flatnonzero(counts == 0)
+        if len(empty):
+            names = ", ".join(data.class_names[k] for k in empty[:3]) + (", ..." if len(empty) > 3 else "")
+            log.warning("%s of %s classes have no image in the %s split: %s", f"{len(empty):,}",
+                        f"{data.num_classes:,}", split, names)
 
 
 def sample_per_class(metadata: SplitMetadata, count: int, seed: int) -> SplitMetadata:
@@ -137,6 +214,8 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
         if len(names) <= highest:
             raise InputError(f"{folder / 'classes.txt'} names {len(names)} classes, but class_labels.txt goes up to "
                              f"index {highest}")
+        if num_classes and len(names) != num_classes:
+            raise InputError(f"{folder / 'classes.txt'} names {len(names)} classes, but {folder.name} has {num_classes}")
         return names
     count = num_classes or highest + 1
     if highest >= count:
@@ -155,14 +234,27 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
 
 def load_image(path: Path) -> Image.Image:
     """An RGB PIL image; an InputError that names the file where it is missing or broken."""
+    with _naming(path), Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def check_image(path: Path) -> None:
+    """Decode an image for its errors alone; a JPEG at an eighth of its size, which takes a third of the time."""
+    with _naming(path), Image.open(path) as image:
+        image.draft("RGB", (image.width // 8, image.height // 8))
+        image.convert("RGB")
+
+
+@contextmanager
+def _naming(path: Path):
+    """Errors of PIL become an InputError that names the file."""
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        yield
     except FileNotFoundError:
         raise InputError(f"image {path} is missing; check --data_root") from None
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InputError(f"image {path} cannot be read ({error}); replace the file or take it out of "
-                         "image_ids.txt") from None
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"image {path} cannot be read ({error}); replace the file, take it out of image_ids.txt, or "
+                         "give --skip_bad_images") from None
 
 
 def load_mask(mask_root: Path, paths: MaskPaths, size: int = RESOLUTION) -> np.ndarray:
@@ -183,7 +275,7 @@ def load_mask(mask_root: Path, paths: MaskPaths, size: int = RESOLUTION) -> np.n
 def _load_binary(path: Path, size: int) -> np.ndarray:
     values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if values is None:
-        raise InputError(f"mask {path} is missing or broken; check --mask_root")
+        raise InputError(f"mask {path} is missing or broken; check --mask_root, or give --skip_bad_images")
     return cv2.resize(values.astype(np.float32), (size, size), interpolation=cv2.INTER_NEAREST) > 0.5
 
 

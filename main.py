@@ -79,7 +79,8 @@ def read_data(config) -> WsolData:
     return load_data(config.dataset_name, data_root=config.data_root, metadata_root=config.metadata_root,
                      mask_root=config.mask_root, splits=splits_needed(config), seed=config.seed,
                      proxy_training_set=config.proxy_training_set,
-                     num_val_sample_per_class=config.num_val_sample_per_class)
+                     num_val_sample_per_class=config.num_val_sample_per_class,
+                     skip_bad=config.skip_bad_images, workers=config.workers)
 
 
 def find_checkpoint(config, run: RunFolder) -> checkpoint.Found | None:
@@ -245,6 +246,7 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device,
     evaluating = sum(evaluation.seconds for evaluation in evaluations.values())
     seconds |= {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
     results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
+               **({"num_skipped": data.skipped["test"]} if "test" in data.skipped else {}),
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
                "config": saved_settings(config), "versions": reporting.versions(),
                "classification": found["classification"], "rows": found["rows"], "center": found["center"],
