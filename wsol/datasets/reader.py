@@ -107,6 +107,16 @@ def read_lines(path: Path) -> list[str]:
     return [line for _, lines in _blocks(path) for line in lines if line]
 
 
+def unknown_ids(path: Path, image_ids: Sequence[str], count: int) -> list[str]:
+    """Ids of a file's lines (`count` fields behind each id) that are not among `image_ids`, each once."""
+    known, strange = set(image_ids), {}
+    for first, lines in _blocks(path):
+        numbers = np.arange(first, first + len(lines))[[bool(line) for line in lines]]
+        names = _columns(path, numbers, list(filter(None, lines)), count, "a line of this file")[0]
+        strange |= dict.fromkeys(name for name in names if name not in known)
+    return list(strange)
+
+
 # --------------------------------------------------------------------------- lines and columns
 
 def _blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
