@@ -103,7 +103,7 @@ def benchmark_metadata(count: int, root: Path) -> None:
         os._exit(0)
     os.waitpid(pid, 0)
     print(f"{count:,} images; memory before: {memory():,.0f} MB")
-    for title, wants in (("ids and labels, as for training", False), ("with sizes and a box each, as for evaluation", True)):
+    for title, wants in (("ids and labels, as for training", False), ("sizes and boxes, too, as for evaluation", True)):
         start = time.perf_counter()
         metadata = read_split(root, "train", root, root, wants_localization=wants)
         print(f"{title}: {time.perf_counter() - start:.2f} s, peak {memory():,.0f} MB")

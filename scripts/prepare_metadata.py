@@ -4,7 +4,7 @@
     python scripts/prepare_metadata.py copy ../wsolevaluation --datasets CUB --splits val
     python scripts/prepare_metadata.py cub CUB_200_2011
     python scripts/prepare_metadata.py cars car_devkit
-    python scripts/prepare_metadata.py ilsvrc --annotations bbox_val --synsets LOC_synset_mapping.txt --train ILSVRC/train
+    python scripts/prepare_metadata.py ilsvrc --annotations bbox_val --synsets LOC_synset_mapping.txt --train train
     python scripts/prepare_metadata.py folder pictures --name Birds --masks pictures/masks
     python scripts/prepare_metadata.py check CUB
 
@@ -38,10 +38,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             made.add_argument("--force", action="store_true", help="replace splits that are there already")
         if of:
             made.add_argument("--name", default=of, help="the data set's name (default: %(default)s)")
-            made.add_argument("--sizes", type=Path, metavar="FILE", help="path,width,height lines, in place of reading images"
-                              + ("; {split} in it stands for train and test" if of == "CARS" else ""))
-            made.add_argument("--images", type=Path, metavar="DIR", help="the folder that image ids start from"
-                              if of == "CUB" else "the folder of " + ("cars_train and cars_test" if of == "CARS" else "val"))
+            more = "; {split} in it stands for train and test" if of == "CARS" else ""
+            made.add_argument("--sizes", type=Path, metavar="FILE",
+                              help=f"path,width,height lines, in place of reading images{more}")
+            below = {"CUB": "the class folders", "CARS": "cars_train and cars_test", "ILSVRC": "val"}[of]
+            made.add_argument("--images", type=Path, metavar="DIR", help=f"the folder that holds {below}")
         return made.add_argument
 
     add = command("copy", "copy from a checkout of wsolevaluation or Dual-CAM, another folder, or a git URL")

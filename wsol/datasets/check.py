@@ -48,9 +48,8 @@ def check(metadata: Path, images: dict[str, Path], masks: Path, *, num_classes: 
     counts = {split: np.bincount(data.labels, minlength=classes) for split, data in read.items()}
     for split, data in read.items():
         report.facts.append(_facts(data, counts[split]))
-        report.problems.extend(f"{split}: {problem}" for problem in _problems(metadata / split, data, counts[split], classes))
-        if look_for_files:
-            report.problems.extend(f"{split}: {problem}" for problem in _missing(data))
+        problems = _problems(metadata / split, data, counts[split], classes) + (_missing(data) if look_for_files else [])
+        report.problems.extend(f"{split}: {problem}" for problem in problems)
     seen: dict[str, str] = {}
     for split, data in read.items():
         if images[split] in {images[other] for other in read if other != split}:    # ids name the same files
@@ -59,10 +58,8 @@ def check(metadata: Path, images: dict[str, Path], masks: Path, *, num_classes: 
                 report.problems.append(f"{split}: {_some('image is', 'images are', both)} in {seen[both[0]]}, too")
             seen |= dict.fromkeys(data.image_ids, split)
     if per_class:
-        width = max(map(len, read), default=0) + 2
-        report.facts.append("class  " + "".join(f"{split:>{max(width, 8)}}" for split in counts))
-        report.facts.extend(f"{k:5}  " + "".join(f"{int(c[k]) if k < len(c) else 0:>{max(width, 8)},}" for c in counts.values())
-                            for k in range(classes))
+        report.facts.append("class  " + "".join(f"{split:>8}" for split in counts))
+        report.facts.extend(f"{k:5}  " + "".join(f"{int(count[k]):8,}" for count in counts.values()) for k in range(classes))
     return report
 
 
@@ -73,16 +70,16 @@ def _facts(data: SplitMetadata, counts: np.ndarray) -> str:
         annotation.append(f"{sum(map(len, data.boxes)):,} boxes")
     if data.masks is not None:
         annotation.append(f"{sum(len(m.foreground) for m in data.masks):,} masks")
-    return (f"{data.split}: {len(data):,} images of {len(filled):,} classes ({filled.min():,} to {filled.max():,} a class, "
-            f"median {int(np.median(filled)):,})" + "".join(f", {text}" for text in annotation))
+    return (f"{data.split}: {len(data):,} images of {len(filled):,} classes ({filled.min():,} to {filled.max():,} a "
+            f"class, median {int(np.median(filled)):,})" + "".join(f", {text}" for text in annotation))
 
 
 def _problems(folder: Path, data: SplitMetadata, counts: np.ndarray, num_classes: int) -> list[str]:
     problems = []
     empty = np.flatnonzero(counts[:num_classes] == 0)
     if len(empty):
-        problems.append(f"{len(empty):,} of {num_classes:,} classes have no image: index {', '.join(map(str, empty[:MOST_NAMED]))}"
-                        + (", ..." if len(empty) > MOST_NAMED else ""))
+        first = ", ".join(map(str, empty[:MOST_NAMED])) + (", ..." if len(empty) > MOST_NAMED else "")
+        problems.append(f"{len(empty):,} of {num_classes:,} classes have no image: index {first}")
     beyond = np.flatnonzero(data.labels >= num_classes)
     if len(beyond):
         problems.append(f"{_some('image has', 'images have', [data.image_ids[i] for i in beyond])} an index above "
@@ -95,8 +92,8 @@ def _problems(folder: Path, data: SplitMetadata, counts: np.ndarray, num_classes
         # x1 = width is let pass: Stanford Cars counts pixels from 1.
         outside = (boxes[:, :2] < 0).any(axis=1) | (boxes[:, 2:] > data.sizes[image]).any(axis=1)
         if outside.any():
-            where = [f"{data.image_ids[image[i]]} ({','.join(map(str, boxes[i]))} in {'x'.join(map(str, data.sizes[image[i]]))})"
-                     for i in np.flatnonzero(outside)]
+            where = [f"{data.image_ids[k]} ({','.join(map(str, boxes[i]))} in {'x'.join(map(str, data.sizes[k]))})"
+                     for i, k in enumerate(image.tolist()) if outside[i]]
             problems.append(f"{_some('box reaches', 'boxes reach', where)} beyond the image")
     for name in ("class_labels.txt", "image_sizes.txt", "localization.txt", "masks.txt", "image_ids_proxy.txt"):
         count = {"class_labels.txt": 1, "image_sizes.txt": 2, "masks.txt": 2, "image_ids_proxy.txt": 0}.get(name)
@@ -106,7 +103,8 @@ def _problems(folder: Path, data: SplitMetadata, counts: np.ndarray, num_classes
             strange = unknown_ids(folder / name, data.image_ids, count) if count else sorted(
                 set(read_ids(folder / name)) - set(data.image_ids))
             if strange:
-                problems.append(f"{_some('line', 'lines', strange)} of {name} about images that image_ids.txt does not list")
+                problems.append(f"{_some('line', 'lines', strange)} of {name} about images that image_ids.txt does not "
+                                "list")
     return problems
 
 

@@ -1,7 +1,7 @@
 """Metadata of a user's own pictures: images/<class>/*, with COCO json, Pascal VOC XML or mask images beside them.
 
     <source>/images/<class>/x.jpg              or images/{train,val,test}/<class>/x.jpg, where the splits are given
-    <source>/masks/<class>/x.png               x_1.png, x_2.png ... for several instances, x_ignore.png for what not to count
+    <source>/masks/<class>/x.png               x_1.png, x_2.png ... for instances, x_ignore.png for what not to count
     <source>/annotations/<class>/x.xml         or annotations/x.xml
 
 Image ids are paths below <source>, so data_root/<name> is that folder or a link to it.
@@ -89,7 +89,8 @@ def _images_by_split(images: Path) -> list[tuple[str | None, str, str]]:
 def _drawn_splits(members, found, shares: Sequence[float], seed: int) -> dict[str, str]:
     """{id: split}: within each class the annotated images are dealt out in a seeded order."""
     if len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise InputError(f"--split {' '.join(map(str, shares))}: give three shares of train, val and test that add up to 1")
+        raise InputError(f"--split {' '.join(map(str, shares))}: give three shares of train, val and test that "
+                         "add up to 1")
     random = np.random.default_rng(seed)
     chosen = {image_id: "train" for _, _, image_id in members}
     for name in sorted({name for _, name, _ in members}):
@@ -115,7 +116,8 @@ def _coco_boxes(path: Path, members, sizes: dict[str, Size]) -> dict[str, list[B
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not COCO json with images, annotations and bbox ({type(error).__name__}: {error})") from None
+        raise InputError(f"{path} is not COCO json with images, annotations and bbox ({type(error).__name__}: "
+                         f"{error})") from None
     by_path = {}
     for _, name, image_id in members:
         for key in (image_id, image_id.removeprefix("images/"), image_id.rpartition("/")[2]):

@@ -7,6 +7,7 @@ theirs, byte for byte, as tests show. What official files cannot tell: the val s
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +15,7 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -188,7 +190,8 @@ def ilsvrc(annotations: Path | None = None, *, synsets: Path | None = None, trai
     elif train_ids:
         words = {wnid: wnid for wnid in {image_id.split("/")[1] for image_id in train_ids}}
     else:
-        raise InputError("class indices are the ranks of the sorted WordNet ids: give --synsets LOC_synset_mapping.txt, or --train")
+        raise InputError("class indices are the ranks of the sorted WordNet ids: give --synsets "
+                         "LOC_synset_mapping.txt, or --train")
     index = {wnid: i for i, wnid in enumerate(sorted(words))}
     records = {}
     if train_ids:
@@ -346,14 +349,15 @@ def copy(source: str, metadata_root: Path, names: Sequence[str] = (), splits: Se
             return copy(folder, metadata_root, names, splits, force=force, report=report)
     found = _data_sets(Path(source))
     if not found:
-        raise InputError(f"no metadata in {source}: neither there nor in its metadata/ is a <data set>/<split>/image_ids.txt")
+        raise InputError(f"no metadata in {source}: neither there nor in its metadata/ is a "
+                         "<data set>/<split>/image_ids.txt")
     for name in names:
         if name not in found:
             raise InputError(f"{source} has no data set '{name}' (it has: {', '.join(sorted(found))})")
     chosen = list(names) or sorted(found)
     for name in chosen:
-        added = publish_metadata(Path(metadata_root) / name, lambda new, folder=found[name]: _copy_splits(folder, new, splits),
-                                 force=force)
+        fill = partial(_copy_splits, found[name], splits=splits)
+        added = publish_metadata(Path(metadata_root) / name, fill, force=force)
         report(f"{name}: {', '.join(added)} copied to {Path(metadata_root) / name}" if added
                else f"{name}: nothing was changed, {Path(metadata_root) / name} holds the same")
     return chosen
@@ -396,7 +400,7 @@ def _copy_splits(source: Path, new: Path, splits: Sequence[str]) -> None:
 def _clone(url: str, folder: str) -> None:
     try:
         done = subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--", url, folder], capture_output=True,
-                              text=True, stdin=subprocess.DEVNULL)
+                              text=True, stdin=subprocess.DEVNULL, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
     except FileNotFoundError:
         raise InputError("git is not installed; download the repository and name its folder instead") from None
     if done.returncode:

@@ -259,7 +259,8 @@ def _check_record(record: Record, num_classes: int, first_pixel: int = 0) -> Non
     if not 0 <= record.class_index < num_classes:
         raise ValueError(f"{record.image_id}: class index {record.class_index} is not one of {num_classes} classes")
     for x0, y0, x1, y1 in record.boxes:
-        if not (0 <= x0 - first_pixel <= x1 - first_pixel < width and 0 <= y0 - first_pixel <= y1 - first_pixel < height):
+        low, right, bottom = first_pixel, width + first_pixel, height + first_pixel
+        if not (low <= x0 <= x1 < right and low <= y0 <= y1 < bottom):
             raise ValueError(f"{record.image_id}: box {(x0, y0, x1, y1)} is not inside the {width}x{height} image")
 
 
