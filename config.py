@@ -124,6 +124,8 @@ def _add_data(group) -> None:
     add("--mask_root", help="masks are at MASK_ROOT/DATASET_NAME (default: --data_root)")
     _flag(group, "--proxy_training_set", "train on image_ids_proxy.txt, a small part of ILSVRC")
     add("--num_val_sample_per_class", type=count, default=0, help="val images a class, 0 for all")
+    _flag(group, "--skip_bad_images", "leave out images that are missing or broken, or whose masks are: counted, named in "
+          "the log; costs one decoding pass before the run")
     add("--resize_size", type=size, default=256, help="training images are resized to this square before cropping")
     add("--crop_size", type=size, default=224, help="side of the network's input")
     add("--augment", choices=("crop_flip", "none"),

@@ -82,7 +82,8 @@ def configure(argv: list[str] | None):
 def read_data(config) -> WsolData:
     """The metadata of the splits that this run needs."""
     settings = dict(splits=splits_needed(config), seed=config.seed, proxy_training_set=config.proxy_training_set,
-                    num_val_sample_per_class=config.num_val_sample_per_class)
+                    num_val_sample_per_class=config.num_val_sample_per_class,
+                    skip_bad=config.skip_bad_images, workers=config.workers)
     with contextlib.ExitStack() as stack:
         roots = config.data_root, config.metadata_root, config.mask_root
         if config.dry_run and is_made_when_used(config.dataset_name, config.metadata_root):
@@ -262,6 +263,7 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
             log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
                         row["head"], row["num_degenerate"], found["num_images"])
     results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
+               **({"num_skipped": data.skipped["test"]} if "test" in data.skipped else {}),
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
                "config": saved_settings(config), "versions": reporting.versions(),
                "classification": found["classification"], "rows": found["rows"], "center": found["center"],

@@ -1,5 +1,6 @@
 """What the tests share: a tiny network in the registry, a tiny data set on disk, the `slow` mark."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))       # `pytest tests` finds the project from any folder
+
+# wsolevaluation's own files: where WSOL_METADATA says, or beside the checkout. Tests of them skip where there are none.
+REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata"))
 
 from wsol.backbones import ARCHITECTURES, Architecture  # noqa: E402
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, write_dataset
+from conftest import REAL, write_dataset
 from PIL import Image
+from torchvision.transforms import functional as TF
 
-from data_loaders import (DATASETS, ImageDataset, MaskPaths, load_data, load_image, load_mask, make_loader, read_split,
-                          sample_per_class, set_epoch)
+from data_loaders import (DATASETS, ImageDataset, MaskPaths, load_data, load_image, load_mask, make_loader, normalized,
+                          read_split, sample_per_class, set_epoch)
 from wsol.errors import InputError
 
-REAL = ROOT.parent / "shared" / "metadata"      # wsolevaluation's own files, where a checkout has them beside it
 
 
 def read(folder: Path, split: str = "test", **more):
@@ -176,6 +176,12 @@ def test_evaluation_view_is_the_resized_normalised_image(tmp_path):
     expected = (expected - [0.5, 0.4, 0.3]) / [0.2, 0.3, 0.4]
     assert torch.allclose(image, torch.tensor(expected).permute(2, 0, 1).float(), atol=1e-5)
     assert (label, index) == (1, 5)
+
+
+def test_normalized_is_torchvisions_to_the_last_bit():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (31, 20, 3), dtype=np.uint8))
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    assert torch.equal(normalized(image, mean, std), TF.normalize(TF.to_tensor(image), mean, std))
 
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):

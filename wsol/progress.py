@@ -5,6 +5,6 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 
-def progress(items: Iterable, title: str, unit: str = "batch") -> Iterable:
-    """Iterate over items behind a bar on stderr."""
-    return tqdm(items, desc=title, unit=unit, leave=False, disable=None)
+def progress(items: Iterable, title: str, unit: str = "batch", total: int | None = None) -> Iterable:
+    """Iterate over items behind a bar on stderr; total: their number where `items` has no length."""
+    return tqdm(items, desc=title, unit=unit, total=total, leave=False, disable=None)

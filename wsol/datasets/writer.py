@@ -1,7 +1,8 @@
 """Write a data set in wsolevaluation's format, all of it or nothing.
 
-`write_metadata` writes the text files, `publish_dataset` makes folders appear only when they are complete.
-The two generators beside this file (synthetic, cutouts) share both.
+`write_metadata` writes the text files; `publish_dataset` and `publish_metadata` make folders appear only when they are
+complete. Whatever writes this format uses them: the generators beside this file (synthetic, cutouts) and the makers of
+metadata (official, folder).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import filecmp
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,13 +29,14 @@ class Record(NamedTuple):
     """What the metadata says about one image.
 
     image_id: path below the image folder, e.g. 'train/red_star/0001.jpg'.
-    size: (W, H) in pixels. boxes: (x0, y0, x1, y1) in pixels, inclusive, one per instance.
+    size: (W, H) in pixels, None where it is unknown and there are no boxes.
+    boxes: (x0, y0, x1, y1) in pixels, inclusive, one per instance.
     masks: paths below the mask folder, one per instance. ignore: path of the ignore mask, "" where there is none.
     """
 
     image_id: str
     class_index: int
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     boxes: Sequence[tuple[int, int, int, int]] = ()
     masks: Sequence[str] = ()
     ignore: str = ""
@@ -61,12 +63,19 @@ class DatasetFolders(NamedTuple):
 
 
 def write_metadata(
-    folder: str | Path, records_by_split: Mapping[str, Sequence[Record]], class_names: Sequence[str]
+    folder: str | Path,
+    records_by_split: Mapping[str, Sequence[Record]],
+    class_names: Sequence[str],
+    *,
+    last_newline: bool = True,
+    first_pixel: int = 0,
 ) -> None:
     """Write `<folder>/classes.txt` and the five text files of each split.
 
     Format: wsolevaluation's `image_ids.txt`, `class_labels.txt`, `image_sizes.txt`, `localization.txt` (boxes), and our
-    `masks.txt` (`path,mask,ignore`; the ignore path stands on the first line of an image only and may be empty).
+    `masks.txt` (`path,mask,ignore`; the ignore path stands on the first line of an image only and may be empty), left
+    out where no image of the split has a mask. last_newline: wsolevaluation's own files mostly end without one.
+    first_pixel: what boxes call the first pixel; Stanford Cars counts from 1.
     Raises ValueError for a record that the readers could not read back.
     """
     folder = Path(folder)
@@ -74,19 +83,74 @@ def write_metadata(
     _write_lines(folder / "classes.txt", class_names)
     for split, records in records_by_split.items():
         for record in records:
-            _check_record(record, len(class_names))
+            _check_record(record, len(class_names), first_pixel)
         (folder / split).mkdir(exist_ok=True)
         lines = {
             "image_ids": [r.image_id for r in records],
             "class_labels": [f"{r.image_id},{r.class_index}" for r in records],
-            "image_sizes": [f"{r.image_id},{r.size[0]},{r.size[1]}" for r in records],
+            "image_sizes": [f"{r.image_id},{r.size[0]},{r.size[1]}" for r in records if r.size],
             "localization": [f"{r.image_id},{x0},{y0},{x1},{y1}" for r in records for x0, y0, x1, y1 in r.boxes],
             "masks": [
                 f"{r.image_id},{mask},{r.ignore if i == 0 else ''}" for r in records for i, mask in enumerate(r.masks)
             ],
         }
         for stem, content in lines.items():
-            _write_lines(folder / split / f"{stem}.txt", content)
+            if content or stem != "masks":
+                _write_lines(folder / split / f"{stem}.txt", content, last_newline)
+
+
+def publish_metadata(folder: str | Path, fill: Callable[[Path], None], *, force: bool = False) -> list[str]:
+    """Let `fill(temporary folder)` write splits and classes.txt, then move them into `folder`.
+
+    A new data set appears in one step. Splits are added beside those that are there; one that is there already, or
+    a classes.txt that says something else, is an error unless `force` replaces it. Should a step fail, what was there
+    is put back.
+
+    Returns the names of what was added or replaced. Raises InputError where something is in the way.
+    """
+    folder = Path(folder).absolute()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    workshop = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
+    try:
+        new, old = workshop / "new", workshop / "old"
+        new.mkdir()
+        old.mkdir()
+        fill(new)
+        names = sorted(path.name for path in new.iterdir())
+        if not _is_filled(folder):
+            os.rename(new, folder)  # atomic; an empty folder may be in its place
+            return names
+        names = [name for name in names if not _is_same(folder / name, new / name)]
+        there = [name for name in names if (folder / name).exists()]
+        if there and not force:
+            raise InputError(f"{folder} has {', '.join(there)} already, and differently; nothing was changed: --force "
+                             "replaces them, --metadata_root or --name write elsewhere")
+        _replace(folder, new, old, names)
+        return names
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Path, old: Path, names: Sequence[str]) -> None:
+    """Move new/name to folder/name for every name, what was there to old/; all of it or nothing."""
+    moved: list[tuple[Path, Path]] = []
+    try:
+        for name in names:
+            for source, target in ((folder / name, old / name), (new / name, folder / name)):
+                if source.exists():
+                    os.rename(source, target)
+                    moved.append((source, target))
+    except BaseException:
+        for source, target in reversed(moved):
+            os.rename(target, source)
+        raise
+
+
+def _is_same(left: Path, right: Path) -> bool:
+    """Whether two files, or the files of two folders, are the same byte for byte."""
+    if left.is_dir() and right.is_dir():
+        return _same_files(left, right)
+    return left.is_file() and right.is_file() and filecmp.cmp(left, right, shallow=False)
 
 
 def save_example(
@@ -191,17 +255,18 @@ def _is_filled(folder: Path) -> bool:
     return folder.is_dir() and next(folder.iterdir(), None) is not None
 
 
-def _check_record(record: Record, num_classes: int) -> None:
-    width, height = record.size
+def _check_record(record: Record, num_classes: int, first_pixel: int = 0) -> None:
+    width, height = record.size or (0, 0)
     for path in (record.image_id, *record.masks, record.ignore):
         if "," in path or "\n" in path:
             raise ValueError(f"path {path!r}: a comma or a line break cannot be written in this format")
     if not 0 <= record.class_index < num_classes:
         raise ValueError(f"{record.image_id}: class index {record.class_index} is not one of {num_classes} classes")
     for x0, y0, x1, y1 in record.boxes:
-        if not (0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height):
+        low, right, bottom = first_pixel, width + first_pixel, height + first_pixel
+        if not (low <= x0 <= x1 < right and low <= y0 <= y1 < bottom):
             raise ValueError(f"{record.image_id}: box {(x0, y0, x1, y1)} is not inside the {width}x{height} image")
 
 
-def _write_lines(path: Path, lines: Iterable[str]) -> None:
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+def _write_lines(path: Path, lines: Sequence[str], last_newline: bool = True) -> None:
+    path.write_text("\n".join(lines) + ("\n" if lines and last_newline else ""), encoding="utf-8")

@@ -1,0 +1,197 @@
+"""Bad data get one clear line, exit code 2 and an untouched folder; --skip_bad_images goes on without them."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import arguments, write_dataset
+
+import main as program
+from data_loaders import check_image, load_data, load_image
+from wsol.datasets.files import missing_files
+from wsol.errors import InputError
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """main.py's command in this process: flags → (exit code, stderr, stdout)."""
+    def run(flags: list[str]) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["main.py", *flags])
+        code = program.run_from_shell()
+        captured = capsys.readouterr()
+        return code, captured.err, captured.out
+    return run
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+
+
+META, DATA = "metadata/Shapes", "dataset/Shapes"
+CASES = {
+    "no label": (lambda r: replace(r / META / "train/class_labels.txt", "train/0/1.png,0\n", ""),
+                 "class_labels.txt has no line for train/0/1.png"),
+    "word for a label": (lambda r: replace(r / META / "train/class_labels.txt", "0/1.png,0", "0/1.png,red"),
+                         "class_labels.txt:2: 'red' is not a class index"),
+    "two labels": (lambda r: replace(r / META / "val/class_labels.txt", "val/0/1.png,0", "val/0/0.png,2"),
+                   "class_labels.txt:"),
+    "half a box": (lambda r: replace(r / META / "test/localization.txt", "test/0/0.png,", "test/0/0.png,7,7,7,7,x,"),
+                   "has no box for test/0/0.png"),
+    "crossed box": (lambda r: (r / META / "test/localization.txt").write_text("test/0/0.png,9,9,3,3\n"),
+                    "localization.txt:1: box 9,9,3,3 has its corners in the wrong order"),
+    "no size": (lambda r: (r / META / "test/image_sizes.txt").unlink(), "image_sizes.txt has no width,height for"),
+    "no test split": (lambda r: (r / META / "test").rename(r / META / "tset"),
+                      "has no test split (present: train, val)"),
+    "no train split": (lambda r: (r / META / "train").rename(r / META / "tain"), "has no train split"),
+    "too few names": (lambda r: (r / META / "classes.txt").write_text("red\ngreen\n"),
+                      "names 2 classes, but class_labels.txt goes up to index 2"),
+    "no image": (lambda r: [(r / DATA / f"train/1/{i}.png").unlink() for i in range(4)],
+                 "4 of 12 train images are missing: "),
+    "no folder": (lambda r: (r / DATA / "test/2").rename(r / DATA / "test/two"), "4 of 12 test images are missing: "),
+    "no mask": (lambda r: (r / DATA / "val/2/1_mask.png").unlink(), "1 of 12 val masks are missing: "),
+    "truncated training image": (lambda r: cut(r / DATA / "train/1/2.png"), "train/1/2.png cannot be read ("),
+    "empty test image": (lambda r: (r / DATA / "test/1/2.png").write_bytes(b""), "test/1/2.png cannot be read ("),
+    "truncated mask": (lambda r: cut(r / DATA / "test/0/1_mask.png"), "test/0/1_mask.png is missing or broken"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_line_exit_code_and_untouched_folder(shapes, command, case):
+    spoil, message = CASES[case]
+    spoil(shapes)
+    before = files_below(shapes)
+    code, error, _ = command(arguments(shapes, "--methods", "cam", "--heads", "softmax", "--epochs", "1"))
+    assert code == 2 and message in error and error.startswith("error: ")
+    assert error.rstrip().count("\n") == 0 or "[ERROR" in error or "libpng" in error     # OpenCV has its own say
+    after = files_below(shapes)
+    if "truncated" in case or "empty" in case:      # only decoding shows it, so the run had begun: data are untouched
+        after = {name: content for name, content in after.items() if not name.startswith("runs/")}
+    assert after == before
+
+
+def test_a_val_split_that_a_flag_needs(tmp_path, command):
+    write_dataset(tmp_path, "Shapes", splits=("train", "test"))
+    before = files_below(tmp_path)
+    code, error, _ = command(arguments(tmp_path, "--num_val_sample_per_class", "2"))
+    assert code == 2 and "has no val split (present: train, test), and --num_val_sample_per_class 2" in error
+    assert files_below(tmp_path) == before
+
+
+def test_more_classes_than_the_data_set_or_the_network_has(tmp_path, command):
+    write_dataset(tmp_path, "CARS", folder="cars_train", labels=[0, 196])
+    before = files_below(tmp_path)
+    code, error, _ = command(arguments(tmp_path, dataset="CARS"))
+    assert code == 2 and "goes up to index 196, but this data set has 196 classes" in error
+    (tmp_path / "metadata/CARS/classes.txt").write_text("car\n" * 200)
+    assert "names 200 classes, but CARS has 196" in command(arguments(tmp_path, dataset="CARS"))[1]
+    (tmp_path / "metadata/CARS/classes.txt").unlink()
+    assert files_below(tmp_path) == before
+
+
+def test_evaluating_on_more_classes_than_logits(shapes, command):
+    program.main(arguments(shapes, "--train_only", "--epochs", "1"))
+    write_dataset(shapes, "More", classes=5)
+    before = files_below(shapes)
+    code, error, _ = command(arguments(shapes, "--eval_only", dataset="More"))
+    assert code == 2 and "decides between 3 classes, but the data set has 5" in error
+    assert files_below(shapes) == before
+
+
+def test_a_class_without_images_is_a_warning(tmp_path, command):
+    write_dataset(tmp_path, "Shapes", labels=[0, 3], splits=("train", "test"))
+    code, _, out = command(arguments(tmp_path, "--methods", "cam", "--epochs", "1"))
+    assert code == 0 and "2 of 4 classes have no image in the train split: class 1, class 2" in out
+    assert "2 of 4 classes have no image in the test split" in (tmp_path / "runs/run/log.txt").read_text()
+
+
+@pytest.mark.parametrize("augment", ["none", "crop_flip"])
+def test_skip_bad_images_is_a_run_without_them(tmp_path, command, augment):
+    """Missing and broken files are counted and named, and the numbers are those of a data set that never had them."""
+    bad = {"train": ["0/1", "2/0"], "val": ["1/1"], "test": ["0/2", "1/0", "2/3"]}
+    for name in ("clean", "spoilt"):
+        write_dataset(tmp_path / name, "Shapes", form="both")
+    for split, stems in bad.items():
+        for file in (tmp_path / "clean" / META / split).iterdir():
+            lines = file.read_text().splitlines(keepends=True)
+            file.write_text("".join(x for x in lines if not any(x.startswith(f"{split}/{s}.png") for s in stems)))
+    spoilt = tmp_path / "spoilt" / DATA
+    (spoilt / "train/0/1.png").unlink()
+    cut(spoilt / "train/2/0.png")
+    (spoilt / "val/1/1.png").write_text("no picture")
+    cut(spoilt / "test/0/2.png")
+    cut(spoilt / "test/1/0_mask.png")
+    (spoilt / "test/2/3_mask.png").unlink()
+    flags = ("--methods", "cam", "--epochs", "1", "--augment", augment)
+    assert command(arguments(tmp_path / "clean", *flags))[0] == 0
+    assert command(arguments(tmp_path / "spoilt", *flags))[0] == 2
+    before = files_below(spoilt)
+    code, _, out = command(arguments(tmp_path / "spoilt", *flags, "--skip_bad_images"))
+    assert code == 0 and files_below(spoilt) == before
+    for split, stems in bad.items():
+        assert f"{len(stems)} of 12 images of the {split} split are left out" in out
+        assert all(f"{split}/{stem}" in out for stem in stems)
+    clean, found = (json.loads((tmp_path / n / "runs/run/results.json").read_text()) for n in ("clean", "spoilt"))
+    assert found["num_images"] == 9 and found["num_skipped"] == 3 and "num_skipped" not in clean
+    assert found["rows"] == clean["rows"] and found["classification"] == clean["classification"]
+    code, _, out = command(["--root", str(tmp_path / "spoilt/runs"), "--experiment_name", "run", "--eval_only"])
+    assert code == 0 and "3 of 12 images of the test split are left out" in out
+
+
+def test_nothing_but_bad_images(shapes, command):
+    for path in (shapes / DATA / "test").rglob("*.png"):
+        path.write_bytes(b"")
+    code, error, _ = command(arguments(shapes, "--skip_bad_images"))
+    assert code == 2 and "no image of the test split can be used" in error and not (shapes / "runs").exists()
+
+
+def test_the_quick_look_at_an_image_finds_what_decoding_finds(tmp_path):
+    from PIL import Image
+    pixels = np.random.default_rng(0).integers(0, 255, (300, 200, 3), dtype=np.uint8)
+    for suffix in ("jpg", "png", "webp", "bmp", "gif"):
+        path = tmp_path / f"x.{suffix}"
+        Image.fromarray(pixels).save(path)
+        check_image(path)
+        whole = path.read_bytes()
+        for length in (0, 10, len(whole) // 2, len(whole) * 9 // 10):
+            path.write_bytes(whole[:length])
+            seen = []
+            for look in (check_image, load_image):
+                try:
+                    look(path)
+                    seen.append("fine")
+                except InputError as error:
+                    assert f"x.{suffix} cannot be read" in str(error)
+                    seen.append("bad")
+            assert seen[0] == seen[1] and (seen[0] == "bad" or suffix == "gif"), (suffix, length)
+
+
+def test_missing_files_follows_links_and_counts_what_is_no_file(tmp_path):
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/b/x.jpg").write_text("")
+    (tmp_path / "a/link.jpg").symlink_to(tmp_path / "a/b/x.jpg")
+    (tmp_path / "a/dangling.jpg").symlink_to(tmp_path / "nowhere")
+    os.symlink(tmp_path / "a", tmp_path / "c")
+    names = ["a/b/x.jpg", "a/link.jpg", "a/dangling.jpg", "c/b/x.jpg", "a/b", "a/b/x.jpg/y.jpg", "n" * 300 + "/x.jpg", "d/x.jpg"]
+    assert missing_files(tmp_path, names) == [2, 4, 5, 6, 7]
+
+
+def test_data_can_be_loaded_without_the_command(shapes):
+    (shapes / DATA / "test/2/3.png").unlink()
+    settings = dict(data_root=shapes / "dataset", metadata_root=shapes / "metadata", mask_root=shapes / "dataset",
+                    splits=("test",))
+    with pytest.raises(InputError, match="1 of 12 test images are missing: .*test/2/3.png; check --data_root; "):
+        load_data("Shapes", **settings)
+    assert load_data("Shapes", **settings, skip_bad=True).skipped == {"test": 1}
