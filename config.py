@@ -14,7 +14,7 @@ import munch
 import yaml
 
 from data_loaders import DATASETS, SPLITS, dataset_facts
-from wsol.backbones import ARCHITECTURES
+from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
 from wsol.cam import CAM_METHODS, HEADS
 from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest
@@ -45,6 +45,15 @@ def names(text: str) -> list[str]:
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
+def architecture(text: str) -> str:
+    """The name of a network that we, timm or torchvision know."""
+    try:
+        get_architecture(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def _number(kind, low: float, high: float = math.inf, above: bool = False):
     def parse(text: str):
         try:
@@ -69,9 +78,8 @@ class _Parser(argparse.ArgumentParser):
     source = ""     # the file that settings come from, when it is not the command line
 
     def error(self, message: str):
-        for option, known in (("--architecture", ARCHITECTURES), ("--dataset_name", DATASETS)):
-            if message.startswith(f"argument {option}") and "invalid choice" in message:
-                message += nearest(message.split("'")[1], known)
+        if message.startswith("argument --dataset_name") and "invalid choice" in message:
+            message += nearest(message.split("'")[1], DATASETS)
         self.exit(2, f"error: {self.source}{message}\nsee python {self.prog} --help\n")
 
 
@@ -130,15 +138,23 @@ def _add_data(group) -> None:
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--architecture", default="efficientnet_lite0", choices=sorted(ARCHITECTURES), help="the network")
+    add("--architecture", type=architecture, default="efficientnet_lite0", metavar="NAME",
+        help=f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or torchvision by its name")
+    add("--classifier_form", choices=(*FORMS, "auto"), default="auto",
+        help="of vgg16 and inception_v3: the form with extra convolutions and global average pooling (cam) or the "
+             "published network's own head (original); auto: what the checkpoint holds, else cam if the methods "
+             "contain cam, else original")
     _flag(group, "--pretrained", "start from ImageNet weights", True)
+    add("--pretrained_path", metavar="FILE_OR_FOLDER",
+        help="ImageNet weights on disk, a file or a folder that holds it under its published name")
     _flag(group, "--large_feature_map", "half the stride of the last stage: maps of twice the side")
     add("--model_structure", choices=tuple(OBJECTIVES), default="b2",
         help="vanilla: one head, loss c1; b1: one head, c1 + c2; b2: softmax head (c1) and sigmoid branch (c2)")
     add("--unfreeze_layer", choices=tuple(UNFREEZE), metavar="LAYER",
         help="what learns: all, none, the softmax head (fc classifier SPG_A4 head conv) or the sigmoid branch "
              "(fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, all otherwise")
-    add("--last_layer", choices=("fc",), default="fc", help="kind of the classification layer")
+    add("--last_layer", choices=LAST_LAYERS, default="fc",
+        help="the classification layer: fc behind global average pooling, or a 1x1 conv before it")
     add("--ft_ckpt", metavar="FILE", help="checkpoint to start from; in b2 its head is cloned into the branch")
     add("--sigmoid_init", choices=("clone", "random"), default="clone",
         help="the branch starts as a copy of the softmax head, or at random as in the authors' code")
@@ -156,8 +172,8 @@ def _add_training(group) -> None:
     add("--lr_classifier_ratio", type=rate, default=10.0, help="heads learn this many times as fast")
     add("--momentum", type=share, default=0.9, help="of SGD, Nesterov's")
     add("--weight_decay", type=amount, default=5e-4, help="of SGD")
-    add("--vanilla_epochs", type=count, help="b2 on new classes without --ft_ckpt: epochs of the linear probe that "
-        "gives the softmax head (default: --epochs)")
+    add("--vanilla_epochs", type=count, help="b2 on new classes without --ft_ckpt: epochs of the stage that trains "
+        "the softmax head and whatever else is new (default: --epochs)")
     add("--vanilla_lr", type=rate, default=0.01, help="learning rate of that stage")
     add("--save_every", type=count, default=0, metavar="N", help="keep the checkpoint of every N-th epoch")
     add("--c1", choices=tuple(LOSSES), default="cross_entropy", help="loss of the softmax head")

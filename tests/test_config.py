@@ -56,7 +56,7 @@ def test_every_published_name_of_a_layer_works(layer):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--architecture", "vgg61"], "invalid choice: 'vgg61'"),
+    (["--architecture", "vgg61"], "unknown architecture 'vgg61'; did you mean 'vgg16'"),
     (["--architecture", "efficientnet_lite"], "did you mean 'efficientnet_lite0'"),
     (["--epochs", "-1"], "out of range"),
     (["--batch_size", "0"], "at least 1"),
