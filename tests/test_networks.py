@@ -1,15 +1,21 @@
 """The four published networks: parameter names and shapes, logits, map sizes, learning rates, checkpoints, weights."""
 
+import sys
+
 import pytest
 import timm
 import torch
 import torchvision
+from conftest import ROOT
 from torch import nn
 
 from wsol import CamExtractor, build, checkpoint, dualize
 from wsol.dual_head import UNFREEZE, linear_layers
 from wsol.errors import InputError
 from wsol.training import make_optimizer
+
+sys.path.insert(0, str(ROOT / "scripts"))
+import export_checkpoint  # noqa: E402
 
 K = 7
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -292,3 +298,105 @@ def test_one_by_one_conv_makes_no_sense_everywhere():
         make("vit", large=True)
     with pytest.raises(InputError, match="--crop_size 100: .* does not take such images"):
         make("vit").check_image_size(100)
+
+
+def test_ours_go_back_to_theirs_by_name(tmp_path, capsys):
+    source = dualize(make("vgg16"))
+    checkpoint.save(tmp_path / "ours.pth", {"architecture": "vgg16", "epoch": 3, "optimizer": None, "stage": "b2",
+                                            "class_names": ["a"], "state_dict": checkpoint.state_dict(source)})
+    assert export_checkpoint.main(["--module", str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")]) == 0
+    content = torch.load(tmp_path / "theirs.pth", weights_only=True)
+    assert set(content) == {"architecture", "epoch", "state_dict", "optimizer"} and content["epoch"] == 3
+    network, branch = PUBLISHED["vgg16", "cam", False, "fc"]
+    assert {n: tuple(t.shape) for n, t in content["state_dict"].items()} == {
+        f"module.{n}": shape for n, shape in (network | branch).items()}
+    assert export_checkpoint.main([str(tmp_path / "theirs.pth"), str(tmp_path / "plain.pth")]) == 0
+    assert set(torch.load(tmp_path / "plain.pth", weights_only=True)["state_dict"]) == set(network | branch)
+    assert export_checkpoint.main([str(tmp_path / "ours.pth"), str(tmp_path / "plain.pth")]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert export_checkpoint.main([str(tmp_path / "nowhere.pth"), str(tmp_path / "new.pth")]) == 2
+
+
+# ------------------------------------------------------------------- ImageNet weights
+
+def torchvision_file(folder, name: str):
+    """A stand-in for the published file: a seeded network's tensors under the file's published name."""
+    torch.manual_seed(3)
+    arguments = {"init_weights": False} if name == "inception_v3" else {}
+    network = torchvision.models.get_model(name, **arguments)
+    file = torchvision.models.get_model_weights(name).IMAGENET1K_V1.url.rpartition("/")[2]
+    torch.save(network.state_dict(), folder / file)
+    return network.state_dict(), file
+
+
+@pytest.mark.parametrize("name, form, head_is_new", [
+    ("resnet50", "cam", False), ("inception_v3", "cam", True), ("inception_v3", "original", False)])
+def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is_new):
+    theirs, file = torchvision_file(tmp_path, name)
+    for place in (tmp_path, tmp_path / file):
+        model = make(name, form, pretrained=True, pretrained_path=str(place), classes=None)
+        ours = model.network.state_dict()
+        for n, tensor in ours.items():
+            if n.startswith("SPG_"):
+                continue
+            assert torch.equal(tensor, theirs[n]), n
+        assert model.head_is_new == head_is_new
+    assert make(name, form, pretrained=True, pretrained_path=str(tmp_path)).head_is_new     # of 7 classes
+    if name == "resnet50":
+        conv = make(name, last_layer="conv", pretrained=True, classes=None, pretrained_path=str(tmp_path))
+        assert torch.equal(conv.softmax_head.weight.flatten(1), theirs["fc.weight"])
+
+
+def test_vgg_weights_reach_both_forms_and_both_grids(tmp_path):
+    theirs, file = torchvision_file(tmp_path, "vgg16")
+    (tmp_path / file).rename(tmp_path / "vgg16.pth")        # what wsolevaluation calls it
+    convs = [t for n, t in theirs.items() if n.startswith("features.") and n.endswith("weight")]
+    for form, large in (("cam", False), ("cam", True), ("original", False)):
+        model = make("vgg16", form, large, pretrained=True, pretrained_path=str(tmp_path), classes=None)
+        ours = [layer.weight for layer in model.network.features if isinstance(layer, nn.Conv2d)]
+        assert all(torch.equal(a, b) for a, b in zip(ours, convs, strict=True))
+        assert model.head_is_new == (form == "cam")
+    assert torch.equal(model.softmax_head[6].weight, theirs["classifier.6.weight"])
+
+
+def test_timm_weights_from_a_file(tmp_path):
+    source = timm.create_model("deit_tiny_patch16_224")
+    nn.init.normal_(source.head.weight)
+    name = timm.get_pretrained_cfg("deit_tiny_patch16_224").url.rpartition("/")[2]
+    torch.save({"model": source.state_dict()}, tmp_path / name)
+    model = make("vit", pretrained=True, pretrained_path=str(tmp_path), classes=None)
+    assert torch.equal(model.softmax_head.weight, source.head.weight) and not model.head_is_new
+    assert torch.equal(model.network.features.pos_embed, source.pos_embed)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    _, file = torchvision_file(tmp_path, "resnet18")
+    with pytest.raises(InputError, match="weights do not fit resnet50: layer1.*check --pretrained_path"):
+        make("resnet50", pretrained=True, pretrained_path=str(tmp_path / file))
+    with pytest.raises(InputError, match="does not fit deit_tiny"):
+        make("vit", pretrained=True, pretrained_path=str(tmp_path / file))
+    with pytest.raises(InputError, match=r"holds none of resnet50-\w{8}\.pth, resnet50\.pth; download https://"):
+        make("resnet50", pretrained=True, pretrained_path=str(tmp_path))
+    with pytest.raises(InputError, match="no such file or folder"):
+        make("vit", pretrained=True, pretrained_path="/nowhere")
+    (tmp_path / "text.pth").write_text("no weights")
+    for name in ("vgg16", "vit"):
+        with pytest.raises(InputError, match="text.pth"):
+            make(name, pretrained=True, pretrained_path=str(tmp_path / "text.pth"))
+
+
+@pytest.mark.parametrize("name, file", [("vgg16", "vgg16-397923af.pth"), ("vit", "timm/deit_tiny_patch16_224"),
+                                        ("resnet18", "timm/resnet18")])
+def test_without_network_and_file_one_line_says_what_to_download(tmp_path, monkeypatch, name, file):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    asked = []
+
+    def refuse(request, timeout):
+        asked.append((request.full_url, timeout))
+        raise OSError("network is unreachable")
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(InputError, match=rf"cannot be downloaded \(network is unreachable\); download https://\S*{file}\S* "
+                                         "elsewhere and give --pretrained_path FILE_OR_FOLDER") as caught:
+        make(name, pretrained=True)
+    assert "\n" not in str(caught.value) and len(asked) == 1 and asked[0][1] <= 10
+    assert not list(tmp_path.iterdir())
