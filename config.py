@@ -27,7 +27,8 @@ _OF_THIS_CALL = ("resume", "eval_only", "eval_checkpoint_type", "train_only", "o
                  "root", "experiment_name", "debug")
 # Defaults that follow from another setting: given anew, it takes their saved values along.
 _FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
-           "method": ("methods",), "project": ("wandb",), "wandb_name": ("wandb",)}
+           "architecture": ("classifier_form",), "ft_ckpt": ("classifier_form",), "methods": ("classifier_form",),
+           "method": ("methods", "classifier_form"), "project": ("wandb",), "wandb_name": ("wandb",)}
 
 
 def boolean(text: str) -> bool:
@@ -303,6 +304,7 @@ def complete(config: munch.Munch) -> munch.Munch:
     b2 = config.model_structure == "b2"
     fill = {
         "mask_root": config.data_root,
+        "classifier_form": "auto",
         "unfreeze_layer": "fc2" if b2 else "all",
         "lr": 0.003 if b2 else 0.01,
         "vanilla_epochs": config.epochs,
@@ -343,6 +345,8 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
     if config.resume + config.eval_only + config.override_cache > 1:
         raise InputError("--resume, --eval_only and --override_cache exclude each other")
+    if config.pretrained_path and not config.pretrained:
+        raise InputError("--pretrained_path names ImageNet weights and --pretrained FALSE wants none; leave one out")
     if config.eval_only and config.train_only:
         raise InputError("--eval_only and --train_only exclude each other")
     if config.augment == "crop_flip" and config.resize_size < config.crop_size:
