@@ -20,7 +20,7 @@ from evaluation import Evaluation
 from inference import compute_scoremaps, save_scoremaps
 from wsol import build, checkpoint, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture, new_classes
-from wsol.cam import rows
+from wsol.cam import CamExtractor, get_method, rows
 from wsol.dual_head import UNFREEZE, Classifier, Output
 from wsol.errors import InputError
 from wsol.history import History
@@ -106,7 +106,7 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     model = build(config.architecture, None if imagenet else data.num_classes, pretrained=config.pretrained and saved is None,
                   pretrained_path=config.pretrained_path, classifier_form=config.classifier_form,
                   last_layer=config.last_layer, large_feature_map=config.large_feature_map, image_size=config.crop_size)
-    model.check_image_size(config.crop_size)
+    try_out(config, model)
     if saved is None:
         return model if model.head_is_new or not b2 else branch_out(config, model)
     if saved.role == "eval":
@@ -137,6 +137,15 @@ def choose_form(config, saved: checkpoint.Found | None) -> None:
     elif entry.has_two_forms and held not in (None, config.classifier_form):
         raise InputError(f"{saved.path} holds the {held} form of {config.architecture}, not the {config.classifier_form} "
                          f"form; give --classifier_form {held}, or auto")
+
+
+def try_out(config, model: Classifier) -> None:
+    """InputError now, not after training, if the network does not take such images or its head gives no `cam`."""
+    model.check_image_size(config.crop_size)
+    of_weights = [method for method in config.methods if get_method(method).pooled]
+    if of_weights:
+        with CamExtractor(model, of_weights) as extract:
+            extract(torch.zeros(1, 3, config.crop_size, config.crop_size))
 
 
 def branch_out(config, model: Classifier) -> Classifier:

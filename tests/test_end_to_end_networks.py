@@ -155,6 +155,8 @@ def test_what_was_cached_is_forgotten_when_the_trunk_learns(tmp_path):
 
 @pytest.mark.parametrize("flags, message", [
     (["--architecture", "vgg16", "--last_layer", "conv", "--methods", "gradcam"], "--last_layer conv: vgg16's original"),
+    (["--architecture", "vgg16", "--classifier_form", "original", "--methods", "gradcam,cam"],
+     "the method cam needs a head of one linear layer over the 512 channels"),
     (["--architecture", "vit", "--crop_size", "50"], "--crop_size 50: .* does not take such images"),
     (["--architecture", "resnet50", "--pretrained_path", "/nowhere"], "--pretrained_path /nowhere: no such file.*download https"),
     (["--pretrained_path", "x.pth", "--pretrained", "FALSE"], "leave one out"),

@@ -81,6 +81,8 @@ def test_large_feature_maps_where_timm_has_them():
 def test_what_cannot_be_built_is_one_clear_line():
     with pytest.raises(InputError, match="'resnet9999'; did you mean 'resnet.*classifiers of timm and torchvision"):
         build("resnet9999")
+    with pytest.raises(InputError, match="'resnet18.nonsense': Invalid pretrained tag"):
+        build("resnet18.nonsense")
     with pytest.raises(InputError, match="several heads"):
         build("levit_128s", 5, pretrained=False, image_size=64)
     with pytest.raises(InputError, match="--crop_size 64: MaxVit does not take such images"):

@@ -7,6 +7,7 @@ import timm
 import torch
 import torchvision
 from conftest import ROOT
+from safetensors.torch import save_file
 from torch import nn
 
 from wsol import CamExtractor, build, checkpoint, dualize
@@ -363,10 +364,14 @@ def test_timm_weights_from_a_file(tmp_path):
     source = timm.create_model("deit_tiny_patch16_224")
     nn.init.normal_(source.head.weight)
     name = timm.get_pretrained_cfg("deit_tiny_patch16_224").url.rpartition("/")[2]
-    torch.save({"model": source.state_dict()}, tmp_path / name)
-    model = make("vit", pretrained=True, pretrained_path=str(tmp_path), classes=None)
-    assert torch.equal(model.softmax_head.weight, source.head.weight) and not model.head_is_new
-    assert torch.equal(model.network.features.pos_embed, source.pos_embed)
+    for save, file in ((lambda path: torch.save({"model": source.state_dict()}, path), name),
+                       (lambda path: save_file(source.state_dict(), path), "model.safetensors")):
+        folder = tmp_path / file.rpartition(".")[2]
+        folder.mkdir()
+        save(folder / file)
+        model = make("vit", pretrained=True, pretrained_path=str(folder), classes=None)
+        assert torch.equal(model.softmax_head.weight, source.head.weight) and not model.head_is_new
+        assert torch.equal(model.network.features.pos_embed, source.pos_embed)
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

@@ -20,6 +20,8 @@ def efficientnet_lite0(wanted: Wanted) -> Classifier:
     inputs normalised with ImageNet's mean and std (timm's entry of this name,
     a different set of weights, says 0.5).
     """
+    if wanted.pretrained_path:
+        raise InputError("--pretrained_path: the weights of efficientnet_lite0 come with a pip package; leave it out")
     network = timm.create_model("tf_efficientnet_lite0", output_stride=16 if wanted.large_feature_map else 32)
     if wanted.pretrained:
         network.load_state_dict(_weights(network.state_dict()))

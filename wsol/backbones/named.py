@@ -30,7 +30,10 @@ def entry(name: str) -> Architecture:
         InputError: neither knows the name; the message has the nearest known one.
     """
     if timm.is_model(name):
-        config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        try:
+            config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        except RuntimeError as error:
+            raise InputError(f"unknown architecture '{name}': {error}") from None
         mean, std = (config.mean, config.std) if config and config.mean else (IMAGENET_MEAN, IMAGENET_STD)
         return Architecture(name, partial(from_timm, name), mean=tuple(mean), std=tuple(std))
     if name in _torchvision_names():
@@ -47,7 +50,7 @@ def _torchvision_names() -> list[str]:
 
 def from_timm(name: str, wanted: Wanted) -> Classifier:
     refuse_conv(wanted, f"{name} ends as timm built it")
-    config = timm.get_pretrained_cfg(name.split(".")[0] if not timm.is_model(name) else name, allow_unregistered=True)
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     arguments = {"output_stride": 16} if wanted.large_feature_map else {}
     if config and config.fixed_input_size and config.input_size[-1] != wanted.image_size:
         arguments["img_size"] = wanted.image_size
