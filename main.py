@@ -103,9 +103,10 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     b2 = config.model_structure == "b2"
     choose_form(config, saved)
     imagenet = saved is None and dataset_facts(config.dataset_name).imagenet
-    model = build(config.architecture, None if imagenet else data.num_classes, pretrained=config.pretrained and saved is None,
-                  pretrained_path=config.pretrained_path, classifier_form=config.classifier_form,
-                  last_layer=config.last_layer, large_feature_map=config.large_feature_map, image_size=config.crop_size)
+    model = build(config.architecture, None if imagenet else data.num_classes,
+                  pretrained=config.pretrained and saved is None, pretrained_path=config.pretrained_path,
+                  classifier_form=config.classifier_form, last_layer=config.last_layer,
+                  large_feature_map=config.large_feature_map, image_size=config.crop_size)
     try_out(config, model)
     if saved is None:
         return model if model.head_is_new or not b2 else branch_out(config, model)

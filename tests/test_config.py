@@ -91,6 +91,15 @@ def test_parsing_touches_no_disk(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_another_network_or_other_methods_choose_the_form_anew(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump({"architecture": "vgg16", "classifier_form": "cam", "epochs": 3}))
+    assert parse_args(["--config", str(path), "--epochs", "4"]).classifier_form == "cam"
+    for flags in (["--methods", "gradcam"], ["--method", "gradcam"], ["--architecture", "inception_v3"], ["--ft_ckpt", "x"]):
+        assert parse_args(["--config", str(path), *flags]).classifier_form == "auto"
+    assert parse_args(["--config", str(path), "--method", "gradcam", "--classifier_form", "cam"]).classifier_form == "cam"
+
+
 def test_yaml_gives_defaults_and_flags_override_them(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump({"epochs": 3, "methods": ["cam", "layercam"], "lr": 0.5, "large_feature_map": True,

@@ -67,8 +67,8 @@ def test_networks_on_the_data_sets_layouts(tmp_path, architecture, dataset, form
     else:
         write_dataset(tmp_path, dataset, images=1, labels=[0, classes - 1], form=form)
     settings = [*arguments(tmp_path, dataset=dataset), "--architecture", architecture, "--pretrained", "FALSE",
-                "--crop_size", "96", "--resize_size", "112", "--batch_size", "2", "--epochs", "1", "--methods", "cam,gradcam",
-                "--heads", "sigmoid_clamped", *more]
+                "--crop_size", "96", "--resize_size", "112", "--batch_size", "2", "--epochs", "1",
+                "--methods", "cam,gradcam", "--heads", "sigmoid_clamped", *more]
     results = program.main(settings)
     assert [(r["method"], r["head"], r["clamped"]) for r in results["rows"]] == [
         ("cam", "sigmoid", True), ("gradcam", "sigmoid", True)]
@@ -158,7 +158,8 @@ def test_what_was_cached_is_forgotten_when_the_trunk_learns(tmp_path):
     (["--architecture", "vgg16", "--classifier_form", "original", "--methods", "gradcam,cam"],
      "the method cam needs a head of one linear layer over the 512 channels"),
     (["--architecture", "vit", "--crop_size", "50"], "--crop_size 50: .* does not take such images"),
-    (["--architecture", "resnet50", "--pretrained_path", "/nowhere"], "--pretrained_path /nowhere: no such file.*download https"),
+    (["--architecture", "resnet50", "--pretrained_path", "/nowhere"],
+     "--pretrained_path /nowhere: no such file.*download https"),
     (["--pretrained_path", "x.pth", "--pretrained", "FALSE"], "leave one out"),
     (["--architecture", "swin_t", "--pretrained", "FALSE", "--large_feature_map"], "cannot halve the stride"),
 ])

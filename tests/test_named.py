@@ -69,13 +69,18 @@ def test_a_branch_a_training_step_and_a_map(name):
     assert (maps["gradcam", "softmax"] != 0).any()
 
 
-def test_large_feature_maps_where_timm_has_them():
+def test_large_feature_maps_where_timm_has_them(tmp_path):
     model = build("resnet10t", 5, pretrained=False, large_feature_map=True, image_size=64)
     with CamExtractor(model, ["cam"]) as extract:
         assert extract(torch.randn(1, 3, 64, 64))["cam"].shape == (1, 4, 4)
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "squeezenet1_1"):
         with pytest.raises(InputError, match="--large_feature_map: .* cannot halve the stride of"):
             build(name, 5, pretrained=False, large_feature_map=True, image_size=64)
+    torch.save(build("vit_tiny_patch16_224", pretrained=False).network.state_dict(), tmp_path / "vit_tiny_patch16_224.pth")
+    with pytest.raises(InputError, match="cannot halve the stride"):
+        build("vit_tiny_patch16_224", 5, pretrained_path=str(tmp_path), large_feature_map=True)
+    smaller = build("vit_tiny_patch16_224", 5, pretrained_path=str(tmp_path), image_size=64)
+    assert smaller.network.pos_embed.shape == (1, 17, 192)      # timm interpolates it
 
 
 def test_what_cannot_be_built_is_one_clear_line():

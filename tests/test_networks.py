@@ -275,7 +275,8 @@ def test_learning_rate_ratios_of_the_references(key):
 
 
 def test_fc2_of_resnet_alone_learns_at_the_plain_rate():
-    (group,) = make_optimizer(dualize(make("resnet50")), lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=0).param_groups
+    dual = dualize(make("resnet50"))
+    (group,) = make_optimizer(dual, lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=0).param_groups
     assert group["ratio"] == 1 and len(group["params"]) == 2
 
 

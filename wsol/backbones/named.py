@@ -131,7 +131,8 @@ def anatomy(network: nn.Module, image_size: int, head_is_new: bool = True) -> Cl
             target = next((name for name, output, layout in alike if _places_matter(probe, output, layout)), pooled)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--crop_size {image_size}: {type(network).__name__} does not take such images ({reason})") from None
+        raise InputError(f"--crop_size {image_size}: {type(network).__name__} does not take such images "
+                         f"({reason})") from None
     finally:
         for handle in handles:
             handle.remove()

@@ -21,6 +21,8 @@ from wsol.backbones.registry import Wanted
 from wsol.errors import InputError
 
 SECONDS_TO_ANSWER = 10
+# What timm's builders raise for arguments that a network does not know; files and servers raise other kinds.
+_OF_THE_BUILDER = (TypeError, NotImplementedError, AssertionError, InputError)
 
 
 def torchvision_weights(weights, wanted: Wanted, architecture: str) -> dict[str, Tensor]:
@@ -38,40 +40,29 @@ def torchvision_weights(weights, wanted: Wanted, architecture: str) -> dict[str,
         return weights.get_state_dict(progress=True, check_hash=True)
 
 
-def timm_arguments(name: str, wanted: Wanted) -> dict:
-    """What timm.create_model needs to load its published weights of this network."""
+def create_timm(name: str, wanted: Wanted, **arguments) -> nn.Module:
+    """timm.create_model(name, **arguments) with the weights that are wanted.
+
+    `pretrained_path` names a file that timm reads, or a folder that holds it as
+    one of timm's URLs calls it or as NAME.pth.
+    """
     if not wanted.pretrained:
-        return {"pretrained": False}
+        return timm.create_model(name, **arguments)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise InputError(f"timm publishes no ImageNet weights for {name}; give --pretrained FALSE")
     url = timm_url(config)
-    if wanted.pretrained_path:
-        names = [u.rpartition("/")[2] for u in (config.url, url) if u] + [
-            f"{name}{end}" for end in (".pth", ".safetensors", ".bin")]
-        return {"pretrained": True, "pretrained_cfg_overlay": {
-            "file": str(_find_file(wanted.pretrained_path, list(dict.fromkeys(names)), url))}}
-    return {"pretrained": True}
-
-
-def create_timm(name: str, wanted: Wanted, **arguments) -> nn.Module:
-    """timm.create_model with the weights that are wanted."""
-    weights = timm_arguments(name, wanted)
-    if not wanted.pretrained:
-        return timm.create_model(name, **arguments)
-    if wanted.pretrained_path:
-        file = weights["pretrained_cfg_overlay"]["file"]
-        try:
-            return timm.create_model(name, **weights, **arguments)
-        except (RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
-            raise InputError(f"--pretrained_path {file} does not fit {name}: {_one_line(error)}") from None
-        except Exception as error:      # unpicklers raise their own kinds
-            if type(error).__module__.startswith(("pickle", "_pickle", "safetensors")):
-                raise InputError(f"--pretrained_path {file} holds no weights: {_one_line(error)}") from None
-            raise
-    config = timm.get_pretrained_cfg(name)
-    with _download(timm_url(config), name, _is_cached_by_timm(config)):
-        return timm.create_model(name, **weights, **arguments)
+    if not wanted.pretrained_path:
+        with _download(url, name, _is_cached_by_timm(config)):
+            return timm.create_model(name, pretrained=True, **arguments)
+    names = [u.rpartition("/")[2] for u in (config.url, url) if u] + [f"{name}.pth", f"{name}.safetensors"]
+    file = _find_file(wanted.pretrained_path, list(dict.fromkeys(names)), url)
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments)
+    except _OF_THE_BUILDER:
+        raise
+    except Exception as error:      # readers of files each raise their own kind
+        raise InputError(f"--pretrained_path {file} does not fit {name}: {_one_line(error)}") from None
 
 
 def timm_url(config) -> str:
@@ -124,7 +115,7 @@ def _download(url: str, architecture: str, cached: bool):
         if not cached:
             _ask(url)
         yield
-    except InputError:
+    except _OF_THE_BUILDER:
         raise
     except Exception as error:      # the loaders' libraries each raise their own kind
         raise InputError(f"the ImageNet weights of {architecture} cannot be downloaded ({_one_line(error)}); download "
