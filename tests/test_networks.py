@@ -8,6 +8,7 @@ import torch
 import torchvision
 from conftest import ROOT
 from safetensors.torch import save_file
+from test_checkpoint import Evil
 from torch import nn
 
 from wsol import CamExtractor, build, checkpoint, dualize
@@ -375,7 +376,7 @@ def test_timm_weights_from_a_file(tmp_path):
         assert torch.equal(model.network.features.pos_embed, source.pos_embed)
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path):
+def test_weights_that_do_not_fit_are_named(tmp_path, capsys):
     _, file = torchvision_file(tmp_path, "resnet18")
     with pytest.raises(InputError, match="weights do not fit resnet50: layer1.*check --pretrained_path"):
         make("resnet50", pretrained=True, pretrained_path=str(tmp_path / file))
@@ -386,9 +387,12 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
     with pytest.raises(InputError, match="no such file or folder"):
         make("vit", pretrained=True, pretrained_path="/nowhere")
     (tmp_path / "text.pth").write_text("no weights")
+    torch.save({"model": Evil()}, tmp_path / "evil.pth")
     for name in ("vgg16", "vit"):
-        with pytest.raises(InputError, match="text.pth"):
-            make(name, pretrained=True, pretrained_path=str(tmp_path / "text.pth"))
+        for file in ("text.pth", "evil.pth"):
+            with pytest.raises(InputError, match=f"{file} is not a checkpoint"):
+                make(name, pretrained=True, pretrained_path=str(tmp_path / file))
+    assert "executed" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, file", [("vgg16", "vgg16-397923af.pth"), ("vit", "timm/deit_tiny_patch16_224"),

@@ -122,11 +122,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
 
 
-def load(path: Path, map_location="cpu") -> dict[str, Any]:
-    """Read a checkpoint, or a bare state dict as {"state_dict": ...}. Code in the file is refused, never executed.
+def read(path: Path, map_location="cpu") -> Any:
+    """What torch.save wrote. Code in the file is refused, never executed.
 
     Raises:
-        InputError: no such file, not a checkpoint, or it holds more than tensors and plain values.
+        InputError: no such file, not one of torch's, or it holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -134,13 +134,22 @@ def load(path: Path, map_location="cpu") -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # torch muses about pickle protocols before it refuses a file
-            content = torch.load(path, map_location=map_location, weights_only=True)
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
                          "save it again with torch.save({'state_dict': model.state_dict()}, ...)") from None
     except Exception as error:      # zip, pickle and storage readers each raise their own kind
         raise InputError(f"{path} is not a checkpoint or is cut off ({type(error).__name__}: {error})") from None
+
+
+def load(path: Path, map_location="cpu") -> dict[str, Any]:
+    """Read a checkpoint, or a bare state dict as {"state_dict": ...}; see `read`.
+
+    Raises:
+        InputError: as read does, or the file holds no state dict.
+    """
+    content = read(path, map_location)
     if isinstance(content, dict) and "state_dict" not in content and content and all(
             isinstance(value, Tensor) for value in content.values()):
         content = {"state_dict": content}

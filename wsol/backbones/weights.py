@@ -57,6 +57,8 @@ def create_timm(name: str, wanted: Wanted, **arguments) -> nn.Module:
             return timm.create_model(name, pretrained=True, **arguments)
     names = [u.rpartition("/")[2] for u in (config.url, url) if u] + [f"{name}.pth", f"{name}.safetensors"]
     file = _find_file(wanted.pretrained_path, list(dict.fromkeys(names)), url)
+    if file.suffix not in (".safetensors", ".npz"):
+        checkpoint.read(file)       # refuses code, which older releases of timm would execute
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments)
     except _OF_THE_BUILDER:
