@@ -13,7 +13,7 @@ import munch
 import yaml
 
 from data_loaders import DATASETS, SPLITS, dataset_facts
-from wsol.backbones import ARCHITECTURES
+from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
 from wsol.cam import CAM_METHODS, HEADS
 from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest, plain_name
@@ -26,10 +26,13 @@ _OF_THE_COMMAND_LINE = ("resume", "eval_only", "override_cache", "dry_run", "con
 # What a run that goes on takes from the command line, too; all else from its config.yaml.
 _OF_THIS_CALL = ("eval_checkpoint_type", "train_only", "root", "debug")
 # What a run cannot change on its way.
-_FIXED = ("architecture", "dataset_name", "model_structure", "unfreeze_layer", "large_feature_map", "wsol_method")
+_FIXED = ("architecture", "classifier_form", "last_layer", "large_feature_map", "dataset_name", "model_structure",
+          "unfreeze_layer", "wsol_method")
 # Defaults that follow from another setting: given anew, it takes their saved values along.
 _FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
-           "method": ("methods",), "project": ("wandb",), "wandb_name": ("wandb",), "epochs": ("vanilla_epochs",)}
+           "architecture": ("classifier_form",), "ft_ckpt": ("classifier_form",), "methods": ("classifier_form",),
+           "method": ("methods", "classifier_form"), "project": ("wandb",), "wandb_name": ("wandb",),
+           "epochs": ("vanilla_epochs",)}
 
 
 def boolean(text: str) -> bool:
@@ -45,6 +48,15 @@ def boolean(text: str) -> bool:
 def names(text: str) -> list[str]:
     """"cam, gradcam" → ["cam", "gradcam"], each once."""
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def architecture(text: str) -> str:
+    """The name of a network that we, timm or torchvision know."""
+    try:
+        get_architecture(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def _number(kind, low: float, high: float = math.inf, above: bool = False):
@@ -71,9 +83,8 @@ class _Parser(argparse.ArgumentParser):
     source = ""     # the file that settings come from, when it is not the command line
 
     def error(self, message: str):
-        for option, known in (("--architecture", ARCHITECTURES), ("--dataset_name", DATASETS)):
-            if message.startswith(f"argument {option}") and "invalid choice" in message:
-                message += nearest(message.split("'")[1], known)
+        if message.startswith("argument --dataset_name") and "invalid choice" in message:
+            message += nearest(message.split("'")[1], DATASETS)
         self.exit(2, f"error: {self.source}{message}\nsee python {self.prog} --help\n")
 
 
@@ -134,15 +145,23 @@ def _add_data(group) -> None:
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--architecture", default="efficientnet_lite0", choices=sorted(ARCHITECTURES), help="the network")
+    add("--architecture", type=architecture, default="efficientnet_lite0", metavar="NAME",
+        help=f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or torchvision by its name")
+    add("--classifier_form", choices=(*FORMS, "auto"), default="auto",
+        help="of vgg16 and inception_v3: the form with extra convolutions and global average pooling (cam) or the "
+             "published network's own head (original); auto: what the checkpoint holds, else cam if the methods "
+             "contain cam, else original")
     _flag(group, "--pretrained", "start from ImageNet weights", True)
+    add("--pretrained_path", metavar="FILE_OR_FOLDER",
+        help="ImageNet weights on disk, a file or a folder that holds it under its published name")
     _flag(group, "--large_feature_map", "half the stride of the last stage: maps of twice the side")
     add("--model_structure", choices=tuple(OBJECTIVES), default="b2",
         help="vanilla: one head, loss c1; b1: one head, c1 + c2; b2: softmax head (c1) and sigmoid branch (c2)")
     add("--unfreeze_layer", choices=tuple(UNFREEZE), metavar="LAYER",
         help="what learns: all, none, the softmax head (fc classifier SPG_A4 head conv) or the sigmoid branch "
              "(fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, all otherwise")
-    add("--last_layer", choices=("fc",), default="fc", help="kind of the classification layer")
+    add("--last_layer", choices=LAST_LAYERS, default="fc",
+        help="the classification layer: fc behind global average pooling, or a 1x1 conv before it")
     add("--ft_ckpt", metavar="FILE", help="checkpoint to start from; in b2 its head is cloned into the branch")
     add("--sigmoid_init", choices=("clone", "random"), default="clone",
         help="the branch starts as a copy of the softmax head, or at random as in the authors' code")
@@ -160,8 +179,8 @@ def _add_training(group) -> None:
     add("--lr_classifier_ratio", type=rate, default=10.0, help="heads learn this many times as fast")
     add("--momentum", type=share, default=0.9, help="of SGD, Nesterov's")
     add("--weight_decay", type=amount, default=5e-4, help="of SGD")
-    add("--vanilla_epochs", type=count, help="b2 on new classes without --ft_ckpt: epochs of the linear probe that "
-        "gives the softmax head (default: --epochs)")
+    add("--vanilla_epochs", type=count, help="b2 on new classes without --ft_ckpt: epochs of the stage that trains "
+        "the softmax head and whatever else is new (default: --epochs)")
     add("--vanilla_lr", type=rate, default=0.01, help="learning rate of that stage")
     add("--save_every", type=count, default=0, metavar="N", help="keep the checkpoint of every N-th epoch")
     add("--c1", choices=tuple(LOSSES), default="cross_entropy", help="loss of the softmax head")
@@ -282,7 +301,9 @@ def continue_run(config: munch.Munch, saved: dict, path: str) -> munch.Munch:
         if key in given and key in saved and config[key] != saved[key]:
             raise InputError(f"--resume cannot change --{key} to {config[key]}: {path} says {saved[key]}; "
                              "start another run, from this one's checkpoint with --ft_ckpt if you like")
-    kept = _kept(saved, given - {"epochs"} if config.resume else given)
+    kept = _kept(saved, given)
+    if config.resume and "vanilla_epochs" in saved and "vanilla_epochs" not in given:
+        kept["vanilla_epochs"] = saved["vanilla_epochs"]    # more epochs of the branch are none of the stage before it
     unfilled = {follower: None for followers in _FOLLOW.values() for follower in followers
                 if follower not in config.given}
     return complete(munch.munchify(dict(config) | unfilled | kept))
@@ -307,6 +328,7 @@ def complete(config: munch.Munch) -> munch.Munch:
     b2 = config.model_structure == "b2"
     fill = {
         "mask_root": config.data_root,
+        "classifier_form": "auto",
         "unfreeze_layer": "fc2" if b2 else "all",
         "lr": 0.003 if b2 else 0.01,
         "vanilla_epochs": config.epochs,
@@ -346,6 +368,8 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
     if config.resume + config.eval_only + config.override_cache > 1:
         raise InputError("--resume, --eval_only and --override_cache exclude each other")
+    if config.pretrained_path and not config.pretrained:
+        raise InputError("--pretrained_path names ImageNet weights and --pretrained FALSE wants none; leave one out")
     if config.eval_only and config.train_only:
         raise InputError("--eval_only and --train_only exclude each other")
     if config.augment == "crop_flip" and config.resize_size < config.crop_size:

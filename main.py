@@ -21,8 +21,8 @@ from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, 
 from evaluation import Evaluation
 from inference import compute_scoremaps, save_scoremaps, scoremap_names
 from wsol import build, checkpoint, dualize, reporting, training, visualize
-from wsol.backbones import ARCHITECTURES
-from wsol.cam import rows
+from wsol.backbones import get_architecture, new_classes
+from wsol.cam import CamExtractor, get_method, rows
 from wsol.dual_head import UNFREEZE, Classifier, Output
 from wsol.errors import InputError
 from wsol.history import History
@@ -112,15 +112,19 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     b2 = config.model_structure == "b2"
     if saved is not None and saved.role == "resume":
         saved.training_state    # raises where there is none
-    keeps_head = saved is None and config.pretrained and dataset_facts(config.dataset_name).imagenet
-    if saved is not None:
-        saved.check_architecture(config.architecture)
-        if saved.role == "eval":
-            data.class_names = saved.class_names(ARCHITECTURES[config.architecture].head, data.class_names)
-    model = build(config.architecture, None if keeps_head else data.num_classes,
-                  large_feature_map=config.large_feature_map, pretrained=config.pretrained and saved is None)
+    choose_form(config, saved)
+    imagenet = saved is None and dataset_facts(config.dataset_name).imagenet
+    model = build(config.architecture, None if imagenet else data.num_classes,
+                  pretrained=config.pretrained and saved is None, pretrained_path=config.pretrained_path,
+                  classifier_form=config.classifier_form, last_layer=config.last_layer,
+                  large_feature_map=config.large_feature_map, image_size=config.crop_size)
+    try_out(config, model)
     if saved is None:
-        return branch_out(config, model) if b2 and keeps_head else model
+        return model if model.head_is_new or not b2 else branch_out(config, model)
+    if saved.role == "eval":
+        data.class_names = saved.class_names(model.head_name, data.class_names)
+        if model.num_classes != data.num_classes:
+            new_classes(model, data.num_classes)
     if saved.role == "start":
         checkpoint.load_state_dict(model, saved.tensors, saved.path, branch=False)
         return branch_out(config, model) if b2 else model
@@ -128,6 +132,32 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
         model = dualize(model)
     checkpoint.load_state_dict(model, saved.tensors, saved.path)
     return model
+
+
+def choose_form(config, saved: checkpoint.Found | None) -> None:
+    """Settle --classifier_form auto: what the checkpoint holds, else cam if the methods contain cam, else original."""
+    entry = get_architecture(config.architecture)
+    held = None
+    if saved is not None:
+        saved.check_architecture(config.architecture)
+        held = saved.classifier_form(entry)
+    if config.classifier_form == "auto":
+        config.classifier_form = held or ("cam" if "cam" in config.methods else "original")
+        if entry.has_two_forms:
+            why = f"{saved.path} holds it" if held else f"the methods are {','.join(config.methods)}"
+            log.info("--classifier_form auto: %s has its %s form, as %s", config.architecture, config.classifier_form, why)
+    elif entry.has_two_forms and held not in (None, config.classifier_form):
+        raise InputError(f"{saved.path} holds the {held} form of {config.architecture}, not the {config.classifier_form} "
+                         f"form; give --classifier_form {held}, or auto")
+
+
+def try_out(config, model: Classifier) -> None:
+    """InputError now, not after training, if the network does not take such images or its head gives no `cam`."""
+    model.check_image_size(config.crop_size)
+    of_weights = [method for method in config.methods if get_method(method).pooled]
+    if of_weights:
+        with CamExtractor(model, of_weights) as extract:
+            extract(torch.zeros(1, 3, config.crop_size, config.crop_size))
 
 
 def branch_out(config, model: Classifier) -> Classifier:
@@ -156,7 +186,7 @@ def describe(config, data: WsolData, model: Classifier) -> None:
 
 def image_loader(config, data: WsolData, split: str, train: bool = False):
     """A loader of one split; `train`: augmented and shuffled."""
-    facts = ARCHITECTURES[config.architecture]
+    facts = get_architecture(config.architecture)
     dataset = ImageDataset(data.splits[split], crop_size=config.crop_size, mean=facts.mean, std=facts.std,
                            augment=config.augment if train else "none", resize_size=config.resize_size,
                            seed=config.seed)
@@ -179,12 +209,14 @@ def train(config, data: WsolData, model: Classifier, saved: checkpoint.Found | N
                                classifier_ratio=config.lr_classifier_ratio, momentum=config.momentum,
                                weight_decay=config.weight_decay)
     facts = {"architecture": config.architecture, "model_structure": config.model_structure,
+             "classifier_form": config.classifier_form, "last_layer": config.last_layer,
              "large_feature_map": config.large_feature_map, "num_classes": data.num_classes,
              "class_names": data.class_names, "dataset_name": data.name, "seed": config.seed}
 
     if config.model_structure == "b2" and model.sigmoid_head is None:
-        log.info("the classes are new to the network: a linear probe trains its softmax head first")
-        model.set_trainable(["softmax_head"])
+        neck = f" and its new layers {', '.join(model.neck_names)}" if model.neck else ""
+        log.info("the classes are new to the network: a linear probe trains its softmax head%s first", neck)
+        model.set_trainable(["neck", "softmax_head"])
         objective = OBJECTIVES["vanilla"](config.c1, config.c2)
         history = History(run, wandb, "vanilla", facts | {"model_structure": "vanilla"}, prefix="vanilla_",
                           save_every=config.save_every, resumed=resumed)

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))       # `pytest tests` finds the project from any 
 REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata"))
 
 from wsol.backbones import ARCHITECTURES, Architecture  # noqa: E402
+from wsol.dual_head import Classifier  # noqa: E402
 
 
 def pytest_addoption(parser):
@@ -51,11 +52,13 @@ class TinyNet(nn.Module):
 @pytest.fixture(autouse=True)
 def tiny_architecture():
     """`--architecture tiny`, seeded weights standing in for pretrained ones."""
-    def builder(pretrained, large_feature_map):
+    def builder(wanted):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            return TinyNet()
-    ARCHITECTURES["tiny"] = Architecture("tiny", builder, head="fc", target_layer="features.6")
+            model = Classifier(TinyNet(), "fc", target_layer="features.6")
+        model.head_is_new = not wanted.pretrained
+        return model
+    ARCHITECTURES["tiny"] = Architecture("tiny", builder)
     yield
     del ARCHITECTURES["tiny"]
 

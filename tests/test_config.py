@@ -56,7 +56,7 @@ def test_every_published_name_of_a_layer_works(layer):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--architecture", "vgg61"], "invalid choice: 'vgg61'"),
+    (["--architecture", "vgg61"], "unknown architecture 'vgg61'; did you mean 'vgg16'"),
     (["--architecture", "efficientnet_lite"], "did you mean 'efficientnet_lite0'"),
     (["--epochs", "-1"], "out of range"),
     (["--batch_size", "0"], "at least 1"),
@@ -89,6 +89,15 @@ def test_parsing_touches_no_disk(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     parse_args(["--root", "somewhere", "--override_cache", "--experiment_name", "x", "--wandb_dir", "w"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_network_or_other_methods_choose_the_form_anew(tmp_path):
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump({"architecture": "vgg16", "classifier_form": "cam", "epochs": 3}))
+    assert parse_args(["--config", str(path), "--epochs", "4"]).classifier_form == "cam"
+    for flags in (["--methods", "gradcam"], ["--method", "gradcam"], ["--architecture", "inception_v3"], ["--ft_ckpt", "x"]):
+        assert parse_args(["--config", str(path), *flags]).classifier_form == "auto"
+    assert parse_args(["--config", str(path), "--method", "gradcam", "--classifier_form", "cam"]).classifier_form == "cam"
 
 
 def test_yaml_gives_defaults_and_flags_override_them(tmp_path):

@@ -2,8 +2,9 @@
 
 A file `<prefix>_checkpoint.pth.tar` holds plain tensors, numbers and strings:
 `architecture`, `epoch`, `state_dict` and `optimizer` as in wsolevaluation, and
-beside them what rebuilds the model: `model_structure`, `num_classes`,
-`large_feature_map`, `class_names`; and for resuming: `stage`, `best`.
+beside them what rebuilds the model: `model_structure`, `classifier_form`,
+`last_layer`, `num_classes`, `large_feature_map`, `class_names`; and for
+resuming: `stage`, `best`.
 """
 
 import os
@@ -15,12 +16,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from wsol.dual_head import Classifier
 from wsol.errors import InputError
 
 SUFFIX = "_checkpoint.pth.tar"
 _SIGMOID_NAMES = {"fc": "fc2", "conv": "conv2", "head": "head2"}
+# Every name that a published checkpoint's sigmoid branch goes by, whatever the head's is.
+_PUBLISHED_SIGMOID = ("fc2", "conv2", "head2", "classifier_2", "SPG_A4_2")
 
 
 def sigmoid_name(head_name: str) -> str:
@@ -37,20 +41,28 @@ def state_dict(model: Classifier) -> dict[str, Tensor]:
     return tensors
 
 
+def named_parameters(model: Classifier) -> dict[str, Parameter]:
+    """The model's parameters under the same names."""
+    named = dict(model.network.named_parameters())
+    if model.sigmoid_head is not None:
+        named |= dict(model.sigmoid_head.named_parameters(prefix=sigmoid_name(model.head_name)))
+    return named
+
+
 def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, *, branch: bool = True) -> None:
     """Load tensors under published names; the set of names and every shape must fit exactly.
 
     Args:
-        tensors: keys optionally under `module.` (DataParallel).
+        tensors: keys optionally under `module.` (DataParallel), a branch under any of its published names.
         source: the file's name, for error messages.
         branch: False leaves the model's sigmoid branch alone and passes over one in the file.
 
     Raises:
         InputError: names or shapes differ; the message says which, and what it means.
     """
-    tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     prefix = sigmoid_name(model.head_name) + "."
     expected = state_dict(model)
+    tensors = _plain_names(tensors, prefix, {name.split(".")[0] for name in expected})
     if not branch:
         tensors, expected = ({n: t for n, t in d.items() if not n.startswith(prefix)} for d in (tensors, expected))
     # num_batches_tracked came with torch 0.4.1; older files lack it and evaluation does not read it.
@@ -64,7 +76,7 @@ def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, 
     if missing or left_over:
         raise InputError(f"{source} does not fit this network ({type(model.network).__name__}): "
                          f"{_some('missing', missing)}{_some('left over', left_over)}"
-                         "check --architecture and --large_feature_map")
+                         "check --architecture, --classifier_form, --last_layer and --large_feature_map")
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             hint = "it was trained on another number of classes; check --dataset_name" if name.startswith(
@@ -76,6 +88,16 @@ def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, 
     with torch.no_grad():
         for name, tensor in tensors.items():
             expected[name].copy_(tensor)    # state_dict's tensors are the model's own
+
+
+def _plain_names(tensors: dict[str, Tensor], prefix: str, own: set[str]) -> dict[str, Tensor]:
+    """Without `module.`; a branch under another published name (that is no layer of the network) under `prefix`."""
+    plain = {}
+    for name, tensor in tensors.items():
+        name = name.removeprefix("module.")
+        first, _, rest = name.partition(".")
+        plain[prefix + rest if first in _PUBLISHED_SIGMOID and first not in own else name] = tensor
+    return plain
 
 
 def _some(what: str, names: list[str], most: int = 3) -> str:
@@ -103,11 +125,11 @@ def save(path: Path, content: dict[str, Any]) -> None:
         raise InputError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint, or a bare state dict as {"state_dict": ...}. Code in the file is refused, never executed.
+def read(path: Path) -> Any:
+    """What torch.save wrote. Code in the file is refused, never executed.
 
     Raises:
-        InputError: no such file, not a checkpoint, or it holds more than tensors and plain values.
+        InputError: no such file, not one of torch's, or it holds more than tensors and plain values.
     """
     path = Path(path)
     if not path.is_file():
@@ -115,13 +137,22 @@ def load(path: Path) -> dict[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")     # torch muses about pickle protocols before it refuses a file
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error).splitlines()[0])   # without torch's colours
         raise InputError(f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
                          "save it again with torch.save({'state_dict': model.state_dict()}, ...)") from None
     except Exception as error:      # zip, pickle and storage readers each raise their own kind
         raise InputError(f"{path} is not a checkpoint or is cut off ({type(error).__name__}: {error})") from None
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint, or a bare state dict as {"state_dict": ...}; see `read`.
+
+    Raises:
+        InputError: as read does, or the file holds no state dict.
+    """
+    content = read(path)
     if isinstance(content, dict) and "state_dict" not in content and content and all(
             isinstance(value, Tensor) for value in content.values()):
         content = {"state_dict": content}
@@ -155,7 +186,7 @@ class Found:
     @property
     def facts(self) -> dict[str, Any]:
         """What rebuilds the model, by the names of the settings; files of elsewhere know less, or nothing."""
-        return {key: self.content[key] for key in ("architecture", "model_structure", "large_feature_map")
+        return {key: self.content[key] for key in ("architecture", "model_structure", "classifier_form", "last_layer", "large_feature_map")
                 if self.content.get(key) is not None}
 
     @property
@@ -176,6 +207,10 @@ class Found:
         own = self.content.get("architecture")
         if own not in (None, architecture):
             raise InputError(f"{self.path} is a checkpoint of {own}, not of {architecture}; give --architecture {own}")
+
+    def classifier_form(self, entry) -> str | None:
+        """The form of an Architecture that the checkpoint holds; None where it does not tell."""
+        return entry.form_of(self.tensors) or self.content.get("classifier_form")
 
     def class_names(self, head_name: str, of_data: list[str]) -> list[str]:
         """Names of all classes the checkpoint decides between; InputError if the data set has more."""

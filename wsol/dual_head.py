@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from wsol.errors import InputError, nearest
 
-PARTS = ("trunk", "softmax_head", "sigmoid_head")
+# The neck: layers between trunk and heads for which no ImageNet weights exist (conv6 of VGG's cam form).
+PARTS = ("trunk", "neck", "softmax_head", "sigmoid_head")
 
 # The names the references use for `--unfreeze_layer`; each works on every network.
 UNFREEZE = {
@@ -97,6 +98,12 @@ class Classifier(nn.Module):
         sigmoid_head: a module that maps the head's input to its output's shape.
         target_layer: dotted name of the layer whose activations (B, C, h, w)
             class activation maps are made of; None: the caller names it.
+        pooled_layer: dotted name of the layer whose places the head pools; None:
+            the target layer. Vision transformers tell the two apart: the patches
+            of the last block get no gradient from a head that reads the class token.
+        neck: names of the network's modules that form its neck.
+        fast: pattern of the published parameter names that learn
+            lr_classifier_ratio times as fast; None: the heads.
 
     Parts (`PARTS`) are frozen one by one with `set_trainable`. A frozen part has
     no gradients and stays in eval mode whatever `train()` is called with, so its
@@ -105,12 +112,17 @@ class Classifier(nn.Module):
     """
 
     def __init__(self, network: nn.Module, head: str, sigmoid_head: nn.Module | None = None,
-                 target_layer: str | None = None):
+                 target_layer: str | None = None, *, pooled_layer: str | None = None, neck: Iterable[str] = (),
+                 fast: str | None = None):
         super().__init__()
         self.network = network
         self.head_name = head
         self.sigmoid_head = sigmoid_head
         self.target_layer_name = target_layer
+        self.pooled_layer_name = pooled_layer or target_layer
+        self.neck_names = tuple(neck)
+        self.fast = fast
+        self.head_is_new = True     # the softmax head knows no classes yet; whoever loads weights says otherwise
         self.trainable = set(PARTS)
 
     @property
@@ -124,6 +136,19 @@ class Classifier(nn.Module):
     @property
     def target_layer(self) -> nn.Module | None:
         return self.network.get_submodule(self.target_layer_name) if self.target_layer_name else None
+
+    @property
+    def pooled_layer(self) -> nn.Module | None:
+        return self.network.get_submodule(self.pooled_layer_name) if self.pooled_layer_name else None
+
+    @property
+    def neck(self) -> list[nn.Module]:
+        return [self.network.get_submodule(name) for name in self.neck_names]
+
+    @property
+    def trunk_is_frozen(self) -> bool:
+        """Does what reaches the heads stay as it is?"""
+        return "trunk" not in self.trainable and not (self.neck_names and "neck" in self.trainable)
 
     def heads(self) -> dict[str, nn.Module]:
         """The heads that exist, by name: "softmax" and, on a dual network, "sigmoid"."""
@@ -165,6 +190,20 @@ class Classifier(nn.Module):
         branch = self.sigmoid_head(features) if self.sigmoid_head is not None else None
         return Output(self.softmax_head(features), branch)
 
+    @torch.no_grad()
+    def check_image_size(self, side: int) -> None:
+        """InputError if the network does not take images of side x side, found by trying one."""
+        training = {module: module.training for module in self.modules()}
+        try:
+            self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
+        except (RuntimeError, AssertionError, ValueError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise InputError(f"--crop_size {side}: {type(self.network).__name__} does not take such images "
+                             f"({reason})") from None
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+
     def set_trainable(self, parts: Iterable[str]) -> "Classifier":
         """Let only these of PARTS learn; freeze the others. Returns self."""
         self.trainable = set(parts)
@@ -172,6 +211,8 @@ class Classifier(nn.Module):
         if unknown:
             raise InputError(f"unknown part {sorted(unknown)}; known: {', '.join(PARTS)}")
         self.network.requires_grad_("trunk" in self.trainable)
+        for module in self.neck:
+            module.requires_grad_("neck" in self.trainable)
         self.softmax_head.requires_grad_("softmax_head" in self.trainable)
         if self.sigmoid_head is not None:
             self.sigmoid_head.requires_grad_("sigmoid_head" in self.trainable)
@@ -180,6 +221,8 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
         self.network.train(mode and "trunk" in self.trainable)
+        for module in self.neck:
+            module.train(mode and "neck" in self.trainable)
         self.softmax_head.train(mode and "softmax_head" in self.trainable)
         if self.sigmoid_head is not None:
             self.sigmoid_head.train(mode and "sigmoid_head" in self.trainable)
@@ -204,9 +247,11 @@ def dualize(model: nn.Module, head: str | None = None, target_layer: str | None 
     Raises:
         InputError: no head was found, or there is no module of that name.
     """
+    facts = {}
     if isinstance(model, Classifier):
         if model.sigmoid_head is not None:
             raise InputError("this classifier has a sigmoid branch already")
+        facts = dict(pooled_layer=target_layer or model.pooled_layer_name, neck=model.neck_names, fast=model.fast)
         model, head, target_layer = model.network, head or model.head_name, target_layer or model.target_layer_name
     names = dict(model.named_modules())
     head = head or find_head(model)
@@ -215,5 +260,5 @@ def dualize(model: nn.Module, head: str | None = None, target_layer: str | None 
             raise InputError(f"{type(model).__name__} has no module '{name}' to be its {what}" + nearest(name, names))
     if not linear_layers(names[head]):
         raise InputError(f"the head '{head}' of {type(model).__name__} holds no Linear and no 1x1 conv")
-    dual = Classifier(model, head, copy.deepcopy(names[head]), target_layer)
+    dual = Classifier(model, head, copy.deepcopy(names[head]), target_layer, **facts)
     return dual.set_trainable(["sigmoid_head"])

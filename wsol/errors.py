@@ -23,7 +23,12 @@ def plain_name(what: str, name: str) -> str:
 
 
 def nearest(name: str, known) -> str:
-    """"; did you mean 'x'?" for the closest of the known names, or ""."""
+    """"; did you mean 'x'?" for the closest of the known names (of equally close ones the first), or ""."""
     import difflib
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=10)
+    if not close:
+        return ""
+    closeness = {candidate: difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close}
+    best = min(close, key=lambda candidate: (-closeness[candidate], known.index(candidate)))
+    return f"; did you mean '{best}'?"

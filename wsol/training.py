@@ -1,5 +1,6 @@
 """Training: the optimizer and schedule of the references, one epoch, features computed once."""
 
+import re
 import time
 import zlib
 from collections.abc import Callable, Sequence
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from wsol import checkpoint
 from wsol.dual_head import Classifier, Output, linear_layers
 from wsol.errors import InputError
 from wsol.history import History
@@ -33,14 +35,18 @@ def learning_rate(base: float, epoch: int, decay_frequency: int) -> float:
 
 def make_optimizer(model: Classifier, *, lr: float, classifier_ratio: float, momentum: float,
                    weight_decay: float) -> torch.optim.SGD:
-    """SGD with Nesterov momentum over what may learn; heads learn `classifier_ratio` times as fast.
+    """SGD with Nesterov momentum over what may learn; `model.fast`, or else the heads, `classifier_ratio` times as fast.
 
     Each group keeps its `ratio`, so that a schedule can set its rate from the base rate.
     """
-    heads = {p for head in model.heads().values() for p in head.parameters()}
-    learning = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in learning if p not in heads], "lr": lr, "ratio": 1.0},
-              {"params": [p for p in learning if p in heads], "lr": lr * classifier_ratio, "ratio": classifier_ratio}]
+    names = checkpoint.named_parameters(model)
+    if model.fast is None:
+        fast = {p for head in model.heads().values() for p in head.parameters()}
+    else:
+        fast = {p for name, p in names.items() if re.match(model.fast, name)}
+    learning = [p for p in names.values() if p.requires_grad]
+    groups = [{"params": [p for p in learning if p not in fast], "lr": lr, "ratio": 1.0},
+              {"params": [p for p in learning if p in fast], "lr": lr * classifier_ratio, "ratio": classifier_ratio}]
     if not learning:
         raise InputError("nothing is left to train: everything is frozen; see --unfreeze_layer")
     return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay,
@@ -85,8 +91,8 @@ def to_device(images: Tensor, device: torch.device) -> Tensor:
 
 
 def features_can_be_cached(model: Classifier, dataset) -> bool:
-    """Do the head's inputs stay the same from epoch to epoch? A frozen trunk and images without augmentation."""
-    return "trunk" not in model.trainable and getattr(dataset, "augment", None) == "none"
+    """Do the head's inputs stay the same from epoch to epoch? A frozen trunk and neck, and images without augmentation."""
+    return model.trunk_is_frozen and getattr(dataset, "augment", None) == "none"
 
 
 @torch.no_grad()
@@ -128,7 +134,7 @@ class Trainer:
                  set_epoch: Callable[[DataLoader, tuple[int, int]], None], decay_frequency: int, **optimizer_settings):
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
-        self._features: TensorDataset | None = None     # of the trunk's ImageNet or checkpoint state, for all stages
+        self._features: TensorDataset | None = None     # for all stages that leave trunk and neck as they are
         self._features_tried = False
 
     def fit(self, model: Classifier, objective: Objective, history: History, *, epochs: int, lr: float,
@@ -169,6 +175,8 @@ class Trainer:
     def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
         """What to run on which batches: the heads on cached features where that changes nothing, or all on images."""
         if not features_can_be_cached(model, self.loader.dataset):
+            # What was cached before this stage is of a trunk or neck that it may change.
+            self._features, self._features_tried = None, False
             return model, self.loader
         if not self._features_tried:
             in_order = DataLoader(self.loader.dataset, self.loader.batch_size, num_workers=self.loader.num_workers)

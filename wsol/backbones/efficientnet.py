@@ -1,15 +1,18 @@
 """EfficientNet-Lite0, the network that needs no download: its ImageNet weights come with a pip package."""
 
+from collections import OrderedDict
+
 import timm
 import torch
 from torch import nn
 
-from wsol.backbones.registry import register
+from wsol.backbones.registry import Wanted, pooled_head, register, take_over
+from wsol.dual_head import Classifier
 from wsol.errors import InputError
 
 
-@register("efficientnet_lite0", head="classifier", target_layer="bn2")
-def efficientnet_lite0(pretrained: bool, large_feature_map: bool) -> nn.Module:
+@register("efficientnet_lite0")
+def efficientnet_lite0(wanted: Wanted) -> Classifier:
     """timm's tf_efficientnet_lite0; maps of 1280 x 7 x 7 at 224 pixels (14 x 14 with large_feature_map).
 
     The target layer, bn2, is the last activation before global average pooling
@@ -17,10 +20,19 @@ def efficientnet_lite0(pretrained: bool, large_feature_map: bool) -> nn.Module:
     inputs normalised with ImageNet's mean and std (timm's entry of this name,
     a different set of weights, says 0.5).
     """
-    network = timm.create_model("tf_efficientnet_lite0", output_stride=16 if large_feature_map else 32)
-    if pretrained:
+    if wanted.pretrained_path:
+        raise InputError("--pretrained_path: the weights of efficientnet_lite0 come with a pip package; leave it out")
+    network = timm.create_model("tf_efficientnet_lite0", output_stride=16 if wanted.large_feature_map else 32)
+    if wanted.pretrained:
         network.load_state_dict(_weights(network.state_dict()))
-    return network
+    model = Classifier(network, "classifier", target_layer="bn2")
+    if wanted.last_layer == "conv":
+        trunk = [(name, layer) for name, layer in network.named_children() if name not in ("global_pool", "classifier")]
+        layers = OrderedDict([*trunk, *pooled_head(network.num_features, "conv")])
+        model = Classifier(nn.Sequential(layers), "conv", target_layer="bn2")
+        take_over(model.softmax_head, network.classifier)
+    model.head_is_new = not wanted.pretrained
+    return model
 
 
 def _weights(ours: dict) -> dict:

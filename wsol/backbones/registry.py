@@ -1,75 +1,159 @@
-"""ARCHITECTURES: everything the program must know about a network, under its command-line name."""
+r"""ARCHITECTURES: everything the program must know about a network, under its command-line name.
 
-from collections.abc import Callable
-from dataclasses import dataclass
+    @register("vgg16", forms={"cam": "fc", "original": "classifier"}, fast=r"(?!features\.)")
+    def vgg16(wanted: Wanted) -> Classifier: ...
 
+Names that no family registers are looked up in timm, then in torchvision
+(wsol/backbones/named.py).
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
 from torch import nn
 
 from wsol.dual_head import Classifier, linear_layers
-from wsol.errors import InputError, nearest
+from wsol.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+IMAGENET_CLASSES = 1000
+FORMS = ("cam", "original")
+LAST_LAYERS = ("fc", "conv")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a builder.
+
+    form: one of FORMS. large_feature_map: maps of twice the side. last_layer: of
+    LAST_LAYERS, "conv" puts a 1x1 conv before global average pooling instead of a
+    Linear behind it. pretrained: ImageNet weights, from pretrained_path (a file or
+    a folder) where one is given. image_size: side of the images, for networks
+    that are made for one size.
+    """
+    form: str = "cam"
+    large_feature_map: bool = False
+    last_layer: str = "fc"
+    pretrained: bool = True
+    pretrained_path: str | None = None
+    image_size: int = 224
 
 
 @dataclass(frozen=True)
 class Architecture:
     """A network's entry.
 
-    builder(pretrained: bool, large_feature_map: bool) returns the network with
-    its ImageNet head of 1000 classes; mean and std are those of its weights, of
-    RGB values in [0, 1].
+    builder(wanted) returns it with a head of 1000 classes and says with
+    `head_is_new` whether that came with weights. forms: the name of the head in
+    each form; two equal names are one network. fast: pattern of the published
+    parameter names that learn lr_classifier_ratio times as fast; None: the heads.
+    mean and std are those of its weights, of RGB values in [0, 1].
     """
     name: str
-    builder: Callable[..., nn.Module]
-    head: str
-    target_layer: str
+    builder: Callable[[Wanted], Classifier]
+    forms: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(FORMS, ""))
+    fast: str | None = None
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+
+    @property
+    def has_two_forms(self) -> bool:
+        return len(set(self.forms.values())) > 1
+
+    def form_of(self, names: Iterable[str]) -> str | None:
+        """The form whose head is among the tensor names of a checkpoint; None where that does not tell."""
+        heads = {name.removeprefix("module.").split(".")[0] for name in names}
+        if not self.has_two_forms:
+            return None
+        # A 1x1 conv stands where the cam form's fc would.
+        found = [form for form, head in self.forms.items() if head in heads or (head == "fc" and "conv" in heads)]
+        return found[0] if len(found) == 1 else None
 
 
 ARCHITECTURES: dict[str, Architecture] = {}
 
 
-def register(name: str, *, head: str, target_layer: str, **facts) -> Callable:
+def register(name: str, **facts) -> Callable:
     """Decorator that enters a builder into ARCHITECTURES."""
     def enter(builder):
-        ARCHITECTURES[name] = Architecture(name, builder, head, target_layer, **facts)
+        ARCHITECTURES[name] = Architecture(name, builder, **facts)
         return builder
     return enter
 
 
+def get_architecture(name: str) -> Architecture:
+    """The entry of a registered name, or one made for a classifier of timm or torchvision.
+
+    Raises:
+        InputError: unknown name; the message has the nearest known one.
+    """
+    from wsol.backbones import named
+    return ARCHITECTURES[name] if name in ARCHITECTURES else named.entry(name)
+
+
 def build(architecture: str, num_classes: int | None = None, *, pretrained: bool = True,
-          large_feature_map: bool = False) -> Classifier:
+          large_feature_map: bool = False, classifier_form: str = "cam", last_layer: str = "fc",
+          pretrained_path: str | None = None, image_size: int = 224) -> Classifier:
     """Build a network by its command-line name, without a sigmoid branch.
 
     Args:
-        architecture: a name in ARCHITECTURES.
-        num_classes: None keeps the ImageNet head; a number replaces it with a
-            new Linear, weights N(0, 0.01) and zero bias as in wsolevaluation.
-        pretrained: load ImageNet weights.
+        architecture: a name in ARCHITECTURES, in timm or in torchvision.
+        num_classes: None: the ImageNet classes; a number replaces the head's last
+            layer with a new one, weights N(0, 0.01) and zero bias as in wsolevaluation.
+        pretrained: load ImageNet weights, from `pretrained_path` if given.
         large_feature_map: half the stride of the last stage, maps of twice the side.
+        classifier_form, last_layer, image_size: see Wanted.
 
     Raises:
-        InputError: unknown name; the message lists the known ones.
+        InputError: unknown name, or the network does not come as asked for.
     """
-    if architecture not in ARCHITECTURES:
-        raise InputError(f"unknown architecture '{architecture}'" + nearest(architecture, ARCHITECTURES)
-                         + f" (known: {', '.join(sorted(ARCHITECTURES))})")
-    entry = ARCHITECTURES[architecture]
-    network = entry.builder(pretrained=pretrained, large_feature_map=large_feature_map)
-    classifier = Classifier(network, entry.head, target_layer=entry.target_layer)
-    if num_classes is not None:
-        replace_last_linear(classifier.softmax_head, network, entry.head, num_classes)
-    return classifier
+    entry = get_architecture(architecture)
+    wanted = Wanted(classifier_form, large_feature_map, last_layer, pretrained, pretrained_path, image_size)
+    if pretrained_path and not pretrained:
+        wanted = replace(wanted, pretrained_path=None)
+    model = entry.builder(wanted)
+    model.fast = entry.fast
+    if num_classes is not None or model.num_classes != IMAGENET_CLASSES:
+        new_classes(model, num_classes or IMAGENET_CLASSES)
+    return model
 
 
-def replace_last_linear(head: nn.Module, network: nn.Module, head_name: str, num_classes: int) -> None:
-    """Put a fresh Linear for `num_classes` where the head's last linear layer is."""
-    old = linear_layers(head)[-1]
-    fresh = nn.Linear(old.in_features, num_classes)
+def new_classes(model: Classifier, num_classes: int) -> None:
+    """Put a fresh layer for `num_classes` where the head's last linear layer is."""
+    old = linear_layers(model.softmax_head)[-1]
+    if isinstance(old, nn.Linear):
+        fresh = nn.Linear(old.in_features, num_classes)
+    else:
+        fresh = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
     nn.init.normal_(fresh.weight, std=0.01)
     nn.init.zeros_(fresh.bias)
-    name = next(name for name, module in network.named_modules() if module is old)
+    name = next(name for name, module in model.network.named_modules() if module is old)
     parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, fresh)
+    setattr(model.network.get_submodule(parent), attribute, fresh)
+    model.head_is_new = True
+
+
+def pooled_head(channels: int, last_layer: str, before: Iterable[tuple[str, nn.Module]] = ()) -> list[tuple[str, nn.Module]]:
+    """The layers from (B, C, h, w) to logits: pool and a Linear `fc`, or a 1x1 `conv` and pool (the same function).
+
+    `before`: layers in front of the last one, such as dropout.
+    """
+    pool = [("avgpool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())]
+    if last_layer == "conv":
+        return [*before, ("conv", nn.Conv2d(channels, IMAGENET_CLASSES, kernel_size=1)), *pool]
+    return [*pool, *before, ("fc", nn.Linear(channels, IMAGENET_CLASSES))]
+
+
+def take_over(head: nn.Module, source: nn.Linear) -> None:
+    """Copy a Linear's weights to a Linear or 1x1 conv of the same classes."""
+    with torch.no_grad():
+        head.weight.copy_(source.weight.view_as(head.weight))
+        head.bias.copy_(source.bias)
+
+
+def refuse_conv(wanted: Wanted, what: str) -> None:
+    """InputError where a network has no place for --last_layer conv."""
+    if wanted.last_layer == "conv":
+        raise InputError(f"--last_layer conv: {what}; leave it out")

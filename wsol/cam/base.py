@@ -35,19 +35,25 @@ class HeadView:
         scores: (B,), the head's logit s_k.
         gradients: (B, C, h, w), g = d s_k / d A, taken when first asked for.
         class_weights: (B, C), the row W[k] of a linear head.
+
+    Args:
+        activations: the layer's output in its own layout, which logits depend on.
+        to_maps: turns that layout into (B, C, h, w); see wsol/layout.py.
     """
 
-    def __init__(self, activations: Tensor, logits: Tensor, class_ids: Tensor, head: nn.Module):
-        self.activations = activations.detach()
+    def __init__(self, activations: Tensor, logits: Tensor, class_ids: Tensor, head: nn.Module,
+                 to_maps: Callable[[Tensor], Tensor] = lambda maps: maps):
+        self.activations = to_maps(activations.detach())
         self.class_ids = class_ids
         self.scores = logits.gather(1, class_ids[:, None])[:, 0]
         self._leaf = activations
+        self._to_maps = to_maps
         self._head = head
 
     @cached_property
     def gradients(self) -> Tensor:
         # Images do not mix after the target layer, so the sum's gradient is each image's own.
-        return torch.autograd.grad(self.scores.sum(), self._leaf, retain_graph=True)[0]
+        return self._to_maps(torch.autograd.grad(self.scores.sum(), self._leaf, retain_graph=True)[0])
 
     @cached_property
     def class_weights(self) -> Tensor:
@@ -63,12 +69,15 @@ class HeadView:
 class CamMethod:
     """A method's entry. weights: its formula gives channel weights (so clamping exists for it).
 
-    rectify and interpolation say how its raw map becomes a score map
-    (wsol/cam/scoremap.py): cut negatives before resizing, and how to resize.
+    pooled: it reads the layer that the head pools, not the target layer, where a
+    network tells them apart (vision transformers). rectify and interpolation say
+    how its raw map becomes a score map (wsol/cam/scoremap.py): cut negatives
+    before resizing, and how to resize.
     """
     name: str
     formula: Callable[[HeadView], Tensor]
     weights: bool
+    pooled: bool = False
     rectify: bool = True
     interpolation: str = "bilinear"
 

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from wsol.cam.base import HeadView, Row, get_method, rows
 from wsol.dual_head import Classifier, Output, find_head
 from wsol.errors import InputError
+from wsol.layout import find_layout
 
 
 class CamExtractor:
@@ -19,22 +20,23 @@ class CamExtractor:
     Args:
         model: a `Classifier` or any network that maps images to logits (B, K).
         methods: names in CAM_METHODS.
-        target_layer: the module whose output is A, (B, C, h, w); a Classifier knows its own.
+        target_layer: the module whose output is A, (B, C, h, w), (B, h, w, C) or tokens (B, P + N, C), see
+            wsol/layout.py; None: a Classifier knows its own, and the layer that its head pools, which `cam` reads.
         heads: of HEADS. Given, the keys of the maps are `(method, head)`;
             None: the softmax head, unclamped, and the keys are the methods' names.
 
     The trunk runs once a batch and without autograd; recording starts at the
     target layer, so gradients are those of the few layers behind it. Inside the
     `with` the model is in eval mode and fp32 outside autocast; on leaving, even
-    by an exception, the hook is gone and every module's mode is what it was.
+    by an exception, the hooks are gone and every module's mode is what it was.
     `extract.output` is the Output (logits of both heads) of the last call.
     """
 
     def __init__(self, model: nn.Module, methods: Sequence[str], target_layer: nn.Module | None = None,
                  heads: Sequence[str] | None = None):
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
-        self.target_layer = target_layer if target_layer is not None else self.model.target_layer
-        if self.target_layer is None:
+        target = target_layer if target_layer is not None else self.model.target_layer
+        if target is None:
             raise InputError(f"no target layer known for {type(self.model.network).__name__}; "
                              "give CamExtractor(..., target_layer=model.some_layer)")
         methods = [methods] if isinstance(methods, str) else methods
@@ -42,46 +44,63 @@ class CamExtractor:
         missing = {row.branch for row in self.keys} - set(self.model.heads())
         if missing:
             raise InputError(f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one")
+        pooled = target if target_layer is not None else self.model.pooled_layer
+        self.layers = {method: pooled if get_method(method).pooled else target for method in methods}
         self.output: Output | None = None
-        self._leaf: Tensor | None = None
-        self._handle = None
+        self._recorded: dict[nn.Module, Tensor] = {}
+        self._handles = []
 
     def __enter__(self) -> "CamExtractor":
         self._modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
-        self._handle = self.target_layer.register_forward_hook(self._start_recording)
+        self._handles = [layer.register_forward_hook(self._record) for layer in dict.fromkeys(self.layers.values())]
         return self
 
     def __exit__(self, *_exception) -> None:
-        self._handle.remove()
-        self._handle = self._leaf = None
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        self._recorded.clear()
         for module, training in self._modes.items():
             module.training = training
 
-    def _start_recording(self, _layer, _inputs, activations: Tensor) -> Tensor:
-        if not isinstance(activations, Tensor) or activations.ndim != 4:
-            raise InputError(f"the target layer {type(self.target_layer).__name__} gives no (B, C, h, w) activations")
+    def _record(self, layer, _inputs, activations: Tensor) -> Tensor:
+        if not isinstance(activations, Tensor) or activations.ndim not in (3, 4):
+            raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations")
         torch.set_grad_enabled(True)        # undone by the no_grad block around the forward pass
-        self._leaf = activations.detach().requires_grad_()
-        return self._leaf.clone()           # a layer behind may work in place
+        if not activations.requires_grad:   # the first of the layers; another one lies behind it
+            activations = activations.detach().requires_grad_()
+        self._recorded[layer] = activations
+        return activations.clone()          # a layer behind may work in place
 
     def __call__(self, images: Tensor, class_ids: Tensor | None = None) -> dict[Row | str, Tensor]:
         """images (B, 3, H, W), normalised, and the classes (B,) to explain (None: the
         softmax head's prediction) → raw maps (B, h, w) on the images' device, by row."""
-        if self._handle is None:
+        if not self._handles:
             raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
         with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
             with torch.no_grad():
                 output = self.model(images)
-            if self._leaf is None:
-                raise InputError(f"the forward pass never reached the target layer {type(self.target_layer).__name__}")
-            leaf, self._leaf = self._leaf, None
             class_ids = self._check_classes(class_ids, output.logits)
-            logits = {"softmax": output.logits, "sigmoid": output.sigmoid_logits}
-            views = {head: HeadView(leaf, logits[head], class_ids, module)
-                     for head, module in self.model.heads().items()}
+            views = self._views(output, class_ids, images.shape[-2:])
             self.output = Output(*(None if x is None else x.detach() for x in output))
             return self._maps(views)
+
+    def _views(self, output: Output, class_ids: Tensor, image_size) -> dict[tuple[nn.Module, str], HeadView]:
+        """What each head makes of each recorded layer."""
+        recorded, self._recorded = self._recorded, {}
+        logits = {"softmax": output.logits, "sigmoid": output.sigmoid_logits}
+        views = {}
+        for layer in self.layers.values():
+            if layer not in recorded:
+                raise InputError(f"the forward pass never reached the target layer {type(layer).__name__}")
+            layout = find_layout(tuple(recorded[layer].shape), tuple(image_size))
+            if layout is None:
+                raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations, nor "
+                                 f"tokens on a grid: {tuple(recorded[layer].shape)}")
+            for head, module in self.model.heads().items():
+                views[layer, head] = HeadView(recorded[layer], logits[head], class_ids, module, layout.to_maps)
+        return views
 
     def _check_classes(self, class_ids: Tensor | None, logits: Tensor) -> Tensor:
         if class_ids is None:
@@ -95,11 +114,11 @@ class CamExtractor:
                              f"{num_classes} classes (0..{num_classes - 1})")
         return class_ids
 
-    def _maps(self, views: dict[str, HeadView]) -> dict[Row | str, Tensor]:
+    def _maps(self, views: dict[tuple[nn.Module, str], HeadView]) -> dict[Row | str, Tensor]:
         formulas: dict[tuple[str, str], Tensor] = {}     # a head's clamped and plain row share the formula
         maps = {}
         for row, key in self.keys.items():
-            method, view = get_method(row.method), views[row.branch]
+            method, view = get_method(row.method), views[self.layers[row.method], row.branch]
             if (row.method, row.branch) not in formulas:
                 formulas[row.method, row.branch] = method.formula(view)
             result = formulas[row.method, row.branch]

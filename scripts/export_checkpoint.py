@@ -1,0 +1,53 @@
+#!/usr/bin/env python
+"""Write a checkpoint of ours as wsolevaluation and Dual-CAM write theirs.
+
+    python scripts/export_checkpoint.py experiments/mine/last_checkpoint.pth.tar theirs.pth.tar
+    python scripts/export_checkpoint.py --module IN OUT       # names under `module.`, as DataParallel saves them
+
+OUT holds `architecture`, `epoch`, `state_dict` and `optimizer` and nothing else.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from wsol import checkpoint  # noqa: E402
+from wsol.errors import InputError  # noqa: E402
+
+
+def export(source: Path, target: Path, module: bool = False) -> int:
+    """Write `target`; returns the number of tensors.
+
+    Raises:
+        InputError: source is no checkpoint, or target exists.
+    """
+    content = checkpoint.load(source)
+    if Path(target).exists():
+        raise InputError(f"{target} exists; remove it or choose another name")
+    names = (name.removeprefix("module.") for name in content["state_dict"])
+    tensors = {("module." if module else "") + name: tensor
+               for name, tensor in zip(names, content["state_dict"].values(), strict=True)}
+    checkpoint.save(target, {"architecture": content.get("architecture", ""), "epoch": content.get("epoch", 0),
+                             "state_dict": tensors, "optimizer": content.get("optimizer")})
+    return len(tensors)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", metavar="IN", help="checkpoint of a run")
+    parser.add_argument("target", metavar="OUT", help="file to write")
+    parser.add_argument("--module", action="store_true", help="put every name under `module.`")
+    arguments = parser.parse_args(argv)
+    try:
+        count = export(Path(arguments.source), Path(arguments.target), arguments.module)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{arguments.target}: {count} tensors")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
