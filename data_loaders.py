@@ -243,6 +243,8 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
 def load_image(path: Path) -> Image.Image:
     """An RGB PIL image; an InputError that names the file where it is missing or broken."""
     with _naming(path), Image.open(path) as image:
+        if image.mode.startswith("I"):      # 16 bits a pixel: PIL's convert would cut them at 255 instead of scaling
+            image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
         return image.convert("RGB")
 
 

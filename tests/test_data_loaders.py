@@ -162,6 +162,13 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
     assert load_image(path).mode == "RGB" and load_image(path).size == (20, 10)
 
 
+def test_sixteen_bit_images_are_scaled_and_not_cut(tmp_path):
+    values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    found = np.asarray(load_image(tmp_path / "deep.png"))
+    assert found.shape == (16, 16, 3) and np.array_equal(found[..., 0].ravel(), np.arange(256))
+
+
 def dataset(tmp_path, **more):
     if not (tmp_path / "metadata").exists():
         write_dataset(tmp_path, "Shapes")

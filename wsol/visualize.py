@@ -110,8 +110,11 @@ def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
     lines = -(-len(methods) // columns)
     figure, axes = plt.subplots(lines, columns, squeeze=False, sharex=True, sharey=True, layout="constrained",
                                 figsize=(3.6 * columns, 2.8 * lines))
-    for axis in axes.flat[len(methods):]:
-        axis.set_visible(False)
+    for number, axis in enumerate(axes.flat):
+        if number >= len(methods):
+            axis.set_visible(False)
+        elif number + columns >= len(methods):
+            axis.tick_params(labelbottom=True)      # nothing is shown below it
     for axis, method in zip(axes.flat, methods, strict=False):
         for row, curve in curves.items():
             if row.method == method:
