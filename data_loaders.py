@@ -8,7 +8,6 @@ are additions. wsol/datasets/reader.py reads a split; every error names the file
 and the line.
 """
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,11 +24,10 @@ from torchvision.transforms import functional as TF
 from wsol.datasets.files import broken_files, require_files
 from wsol.datasets.reader import MaskPaths, SplitMetadata, read_lines, read_split
 from wsol.datasets.synthetic import make_synthetic
+from wsol.datasets.writer import SPLITS
 from wsol.errors import InputError
 from wsol.metrics.boxes import RESOLUTION
-
-SPLITS = ("train", "val", "test")
-log = logging.getLogger("dualcam")
+from wsol.run_folder import log
 
 
 # --------------------------------------------------------------------------- the data sets that are known by name

@@ -23,7 +23,7 @@ from inference import compute_scoremaps, save_scoremaps, scoremap_names
 from wsol import build, checkpoint, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture, new_classes
 from wsol.cam import CamExtractor, get_method, rows
-from wsol.dual_head import UNFREEZE, Classifier, Output
+from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import OBJECTIVES, Objective
@@ -165,7 +165,7 @@ def branch_out(config, model: Classifier) -> Classifier:
     training.seed_everything(config.seed)
     dual = dualize(model)
     if config.sigmoid_init == "random":
-        training.randomize(dual.sigmoid_head)
+        randomize(dual.sigmoid_head)
     return dual
 
 

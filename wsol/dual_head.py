@@ -61,6 +61,14 @@ def head_classes(head: nn.Module) -> int:
     return last.out_features if isinstance(last, nn.Linear) else last.out_channels
 
 
+def randomize(head: nn.Module) -> None:
+    """Start a head's linear layers as wsolevaluation and the authors' code do: weights N(0, 0.01), zero bias."""
+    for layer in linear_layers(head):
+        nn.init.normal_(layer.weight, std=0.01)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+
 def find_head(network: nn.Module) -> str:
     """Dotted name of the classification head of a network.
 

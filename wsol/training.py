@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from wsol import checkpoint
-from wsol.dual_head import Classifier, Output, linear_layers
+from wsol.dual_head import Classifier, Output
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import Objective
@@ -205,11 +205,3 @@ def select_device(indices: Sequence[int]) -> torch.device:
     torch.backends.cudnn.deterministic = True       # same seed, same machine: same numbers
     log.info("device: %s", torch.cuda.get_device_name(indices[0]))
     return torch.device("cuda", indices[0])
-
-
-def randomize(head: nn.Module) -> None:
-    """Start a branch as the authors' code does, not as a clone: Linear weights N(0, 0.01) and zero bias."""
-    for layer in linear_layers(head):
-        nn.init.normal_(layer.weight, std=0.01)
-        if layer.bias is not None:
-            nn.init.zeros_(layer.bias)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from wsol.dual_head import Classifier, linear_layers
+from wsol.dual_head import Classifier, linear_layers, randomize
 from wsol.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -127,8 +127,7 @@ def new_classes(model: Classifier, num_classes: int) -> None:
         fresh = nn.Linear(old.in_features, num_classes)
     else:
         fresh = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
-    nn.init.normal_(fresh.weight, std=0.01)
-    nn.init.zeros_(fresh.bias)
+    randomize(fresh)
     name = next(name for name, module in model.network.named_modules() if module is old)
     parent, _, attribute = name.rpartition(".")
     setattr(model.network.get_submodule(parent), attribute, fresh)
