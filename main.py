@@ -252,13 +252,14 @@ def validation(config, data: WsolData, objective: Objective, device):
     v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
     boxes = data.splits["val"].boxes is not None
     criterion = "pxap" if not boxes else "maxboxacc_v2" if v2 else "maxboxacc_v1"
-    row = rows(config.methods[:1], ["sigmoid_clamped" if config.model_structure == "b2" else "softmax"])[0]
+    head = "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
+    row = rows(config.methods[:1], [head])[0]
     loader = image_loader(config, data, "val")
 
     def validate(model: Classifier) -> dict[str, float]:
         evaluation = new_evaluation(config, data.splits["val"], [row], center=False)
         loss = 0.0
-        for batch in compute_scoremaps(model, loader, [row.method], [row.head], device, target=config.cam_target,
+        for batch in compute_scoremaps(model, loader, [row.method], [head], device, target=config.cam_target,
                                        title="validate"):
             evaluation.update(batch)
             output = Output(batch.logits, batch.sigmoid_logits)
