@@ -36,7 +36,9 @@ def masked_scores(shared: Pass) -> dict[str, Tensor]:
         low, high = masks.amin(dim=(2, 3), keepdim=True), masks.amax(dim=(2, 3), keepdim=True)
         masks = masks.sub_(low).div_(high - low + 1e-8)
         owners = image_ids[chunk]
-        for head, logits in _forward(shared, shared.images[owners] * masks.to(shared.images.dtype)).items():
+        masked = shared.images[owners] * masks.to(shared.images.dtype)
+        # A quarter faster on CPUs, and what convolutions on tensor cores like.
+        for head, logits in _forward(shared, masked.contiguous(memory_format=torch.channels_last)).items():
             scores[head][chunk] = logits.gather(1, shared.class_ids[owners][:, None])[:, 0].to(maps.dtype)
     return {head: values.view(batch, channels) for head, values in scores.items()}
 
