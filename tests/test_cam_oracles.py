@@ -30,7 +30,7 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 def resnet():
     model = torchvision.models.resnet18(num_classes=7)
-    return model, "layer2.1", None, (48, 64)        # not the last layer: 128 channels, and much that follows
+    return model, "layer2.1", None, (32, 48)        # not the last layer: 128 channels, and much that follows
 
 
 def vgg():
@@ -38,7 +38,7 @@ def vgg():
     model = torchvision.models.vgg11_bn(num_classes=7)
     model.classifier = nn.Sequential(nn.Linear(25088, 48), nn.ReLU(True), nn.Dropout(), nn.Linear(48, 48), nn.ReLU(True),
                                      nn.Dropout(), nn.Linear(48, 7))
-    return model, "features.6", None, (32, 48)      # more places than channels
+    return model, "features.6", None, (32, 32)      # more places than channels
 
 
 def vit():
@@ -71,7 +71,7 @@ def setting(name: str, dtype: torch.dtype):
                 nn.init.normal_(module.bias, std=0.1)
     model = model.to(dtype).eval()
     images = torch.randn(2, 3, *size, dtype=dtype)
-    methods = [method for method in CAM_METHODS if method != "cam"]     # asks for one linear layer; see test_cam
+    methods = [method for method in CAM_METHODS if method not in ("cam", "ablationcam")]   # see test_cam, and below
     with CamExtractor(model, methods, target_layer=model.get_submodule(layer)) as extract:
         return model, model.get_submodule(layer), reshape, images, extract(images, torch.tensor(LABELS))
 
@@ -134,14 +134,14 @@ def test_agrees_with_grad_cam(name, dtype, method):
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
 def test_ablationcam_is_its_formula(name, dtype):
-    model, layer, reshape, images, maps = setting(name, dtype)
+    model, layer, _, images, _ = setting(name, dtype)
     held = []
     handle = layer.register_forward_hook(lambda _layer, _inputs, output: held.append(output.clone()))
     logits = model(images)
     handle.remove()
     activations = held[0]
     dim = {"resnet": 1, "vgg": 1, "vit": 2, "swin": 3}[name]
-    channels = list(range(0, activations.shape[dim], 1 if dtype == torch.float64 and name in ("vit", "swin") else 7))
+    channels = list(range(0, activations.shape[dim], 1 if name in ("vit", "swin") else 7))
     weights = torch.zeros(2, activations.shape[dim], dtype=dtype)
     for c in channels:
         def without(_layer, _inputs, output, c=c):
@@ -153,8 +153,6 @@ def test_ablationcam_is_its_formula(name, dtype):
         for b, k in enumerate(LABELS):
             weights[b, c] = (logits[b, k] - changed[b, k]) / logits[b, k]
     with CamExtractor(model, ["ablationcam"], target_layer=layer, perturb_batch=50) as extract:
-        assert torch.allclose(extract(images, torch.tensor(LABELS))["ablationcam"], maps["ablationcam"],
-                              rtol=0, atol=float(TOLERANCE[dtype] * maps["ablationcam"].abs().max()))
         found = weights_of(extract, images, "ablationcam")[:, channels]
     assert (found - weights[:, channels]).abs().max() <= TOLERANCE[dtype] * weights.abs().max()
 
