@@ -1,7 +1,7 @@
 """Score maps + metadata → metrics."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -13,20 +13,54 @@ from wsol.cam import Row, ScoreMaps
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
 
 
-class Localization:
-    """The metrics that a split's annotation allows, for one row: boxes, masks, or both."""
+# What gt_boxes is about; in Dual-CAM's code they know an image's first ground-truth box only.
+_OF_GT_BOXES = ("gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc")
 
-    def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float):
-        self.boxes = (BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold)
-                      if metadata.boxes is not None else None)
+
+class Localization:
+    """The metrics that a split's annotation allows, for one row: boxes, masks, or both.
+
+    gt_boxes "first": GT-Loc, Top-1 and Top-5 Loc ask for an image's first ground-truth box; MaxBoxAcc (V1, too) asks
+    for any box all the same.
+    """
+
+    def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float,
+                 gt_boxes: str = "any"):
+        def box_accuracy():
+            return BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold)
+        self.boxes = box_accuracy() if metadata.boxes is not None else None
+        self.first_box = box_accuracy() if metadata.boxes is not None and gt_boxes == "first" else None
         self.pixels = PixelAveragePrecision(interval) if metadata.masks is not None else None
         self.num_degenerate = 0
+
+    def update(self, maps: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None,
+               correct: Mapping[str, np.ndarray]) -> None:
+        """Add score maps (B, 224, 224) with their images' boxes and masks; correct: see top_k_correct."""
+        if self.boxes is not None:
+            self.boxes.update(maps, boxes, **correct)
+        if self.first_box is not None:
+            self.first_box.update(maps, [of_image[:1] for of_image in boxes], **correct)
+        if self.pixels is not None:
+            self.pixels.update(maps, masks)
+
+    def update_shared(self, scoremap: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None) -> None:
+        """Add images that share one score map (224, 224): the centre baseline."""
+        if self.boxes is not None:
+            self.boxes.update_shared(scoremap, boxes)
+        if self.first_box is not None:
+            self.first_box.update_shared(scoremap, [of_image[:1] for of_image in boxes])
+        if self.pixels is not None:
+            self.pixels.update(np.broadcast_to(scoremap, masks.shape), masks)
 
     def compute(self, val: "Localization | None" = None) -> dict:
         """Metrics by their keys in results.json (percent); val gives the thresholds of gt_loc_val and top1_loc_val."""
         found = {}
         if self.boxes is not None:
             found |= self.boxes.compute(val.boxes if val is not None else None)
+        if self.first_box is not None:
+            of_first = self.first_box.compute(val.first_box if val is not None else None)
+            for key in [key for key in _OF_GT_BOXES if key in of_first]:
+                found[key], found["tau"][key] = of_first[key], of_first["tau"][key]
         if self.pixels is not None and self.pixels.has_foreground:
             found |= self.pixels.compute()
         return found
@@ -38,17 +72,20 @@ class Evaluation:
     Args:
         metadata: the split.
         rows: methods x heads to expect in every batch.
-        interval, iou_thresholds, loc_threshold: see protocol flags `--cam_curve_interval`,
-            `--iou_threshold_list`, `--loc_threshold`.
+        interval, iou_thresholds, loc_threshold, gt_boxes: see the flags `--cam_curve_interval`,
+            `--iou_threshold_list`, `--loc_threshold`, `--gt_boxes`.
+        normalization: how the maps were brought to [0, 1], for the record; None where that is not known.
         keep: indices of images whose maps are kept in `examples` for pictures.
         center: measure the centre baseline, too.
     """
 
     def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
-                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, keep: Sequence[int] = (),
-                 center: bool = True):
+                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, gt_boxes: str = "any",
+                 normalization: str | None = "minmax", keep: Sequence[int] = (), center: bool = True):
         self.metadata = metadata
-        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold)
+        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold,
+                        gt_boxes=gt_boxes)
+        self.normalization = normalization
         self.rows = {row: Localization(metadata, **settings) for row in rows}
         self.center = Localization(metadata, **settings) if center else None
         self.keep = set(keep)
@@ -67,19 +104,13 @@ class Evaluation:
         boxes = masks = None
         if self.metadata.boxes is not None:
             boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
-            if self.center is not None:
-                self.center.boxes.update_shared(center_gaussian(), boxes)
         if self.metadata.masks is not None:
             masks = load_masks(self.metadata, batch.indices)
-            if self.center is not None:
-                self.center.pixels.update(np.broadcast_to(center_gaussian(), masks.shape), masks)
+        if self.center is not None:
+            self.center.update_shared(center_gaussian(), boxes, masks)
         for row, measured in self.rows.items():
-            maps = batch.maps[row]
             measured.num_degenerate += int(batch.degenerate[row].sum())
-            if boxes is not None:
-                measured.boxes.update(maps, boxes, **correct)
-            if masks is not None:
-                measured.pixels.update(maps, masks)
+            measured.update(batch.maps[row], boxes, masks, correct)
         for position, index in enumerate(batch.indices):
             if index in self.keep:
                 self.examples[int(index)] = {row: batch.maps[row][position] for row in self.rows}
@@ -87,7 +118,8 @@ class Evaluation:
 
     def compute(self, val: "Evaluation | None" = None) -> dict:
         """{"num_images", "classification", "rows", "center"} as in results.json."""
-        rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, "normalization": "minmax",
+        normalized = {} if self.normalization is None else {"normalization": self.normalization}
+        rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, **normalized,
                  "num_degenerate": measured.num_degenerate, **measured.compute(val.rows[row] if val else None)}
                 for row, measured in self.rows.items()]
         return {"num_images": self.num_images,
