@@ -8,6 +8,7 @@ wsolevaluation's names of this module are here, too; wsol/wsolevaluation.py has 
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -263,9 +264,15 @@ def evaluate_saved(metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]],
     chunks = SavedMaps(metadata, files, settings)
     found = Evaluation(metadata, list(files), normalization=None, **settings)
     processes = min(workers, len(os.sched_getaffinity(0)), len(chunks))
-    for chunk in progress(DataLoader(chunks, batch_size=None, num_workers=processes), "evaluating", unit="chunk"):
+    loader = DataLoader(chunks, batch_size=None, num_workers=processes, worker_init_fn=_leave_ctrl_c)
+    for chunk in progress(loader, "evaluating", unit="chunk"):
         found.merge(chunk)
     return found
+
+
+def _leave_ctrl_c(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; this one, a worker, is stopped by its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def evaluate_wsol(scoremap_root: str, metadata_root: str, mask_root: str, dataset_name: str, split: str,
@@ -342,6 +349,7 @@ def run_from_shell() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
         return 130
 
 

@@ -293,6 +293,16 @@ def test_box_evaluator_counts_what_a_plain_loop_counts(boxes_folder, multi, dtyp
         found.accumulate(smooth_map(0), "c/3.jpg")  # image_ids.txt leaves it out
 
 
+def test_an_overlap_that_is_just_enough_counts(boxes_folder):
+    (boxes_folder / "localization.txt").write_text("a/1.jpg,0,0,19,4\nb/2.jpg,0,0,9,9\n")
+    found = evaluator_of(BoxEvaluator, boxes_folder, cam_threshold_list=[0.5])
+    scoremap = np.zeros((224, 224))
+    scoremap[:4, :9] = 1  # OpenCV's box and a pixel more: (0, 0, 9, 4), half of both ground-truth boxes
+    for image_id in ("a/1.jpg", "b/2.jpg"):
+        found.accumulate(scoremap, image_id)
+    assert found.gt_bboxes["a/1.jpg"] == [(0, 0, 9, 8)] and found.compute() == [100, 100, 0]
+
+
 def test_masks(masks_folder):
     mask = get_mask(str(masks_folder), ["a1.png", "a2.png"], "ai.png")
     either = (
