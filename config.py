@@ -14,7 +14,7 @@ import yaml
 
 from data_loaders import DATASETS, SPLITS, dataset_facts
 from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
-from wsol.cam import CAM_METHODS, HEADS, PERTURB_BATCH
+from wsol.cam import CAM_METHODS, HEADS, NORMALIZATIONS, PERTURB_BATCH
 from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
@@ -32,7 +32,7 @@ _FIXED = ("architecture", "classifier_form", "last_layer", "large_feature_map", 
 _FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
            "architecture": ("classifier_form",), "ft_ckpt": ("classifier_form",), "methods": ("classifier_form",),
            "method": ("methods", "classifier_form"), "project": ("wandb",), "wandb_name": ("wandb",),
-           "epochs": ("vanilla_epochs",)}
+           "epochs": ("vanilla_epochs",), "normalization": ("normalization_quantile",)}
 
 
 def boolean(text: str) -> bool:
@@ -97,7 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("network and branches"))
     _add_training(parser.add_argument_group("training"))
-    _add_maps(parser.add_argument_group("maps and metrics"))
+    maps = parser.add_argument_group("maps and metrics")
+    _add_maps(maps)
+    _add_metrics(maps)
     _add_reporting(parser.add_argument_group("Weights & Biases"))
     _add_wsol_methods(parser.add_argument_group("options of --wsol_method"))
     return parser
@@ -198,17 +200,30 @@ def _add_maps(group) -> None:
     _flag(group, "--t2", "add the row sigmoid_clamped")
     add("--cam_target", choices=("gt", "pred"), default="gt",
         help="class whose map is evaluated: the true one, or the softmax head's prediction")
-    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001,
-        help="step between score map thresholds")
-    add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
-    add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
     _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
+    add("--normalization", choices=tuple(NORMALIZATIONS), default="minmax",
+        help="how a resized map is brought to [0, 1]: minmax; max: negatives cut, divided by the maximum; pas: minimum "
+             "subtracted, divided by a quantile, cut at 1; ivr: a quantile subtracted, negatives cut, divided by the "
+             "maximum")
+    add("--normalization_quantile", type=share, metavar="P",
+        help="of pas (default: 0.9) and ivr (default: 0.45): the value at place floor(P n) of a map's n sorted values")
     add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison with the nearest classes")
     add("--perturb_batch", type=positive, default=PERTURB_BATCH,
         help="changed inputs that go through the network at a time (scorecam, ablationcam, fullgrad)")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
+
+
+def _add_metrics(group) -> None:
+    add = group.add_argument
+    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001,
+        help="step between score map thresholds")
+    add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
+    add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
+    add("--gt_boxes", choices=("any", "first"), default="any",
+        help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
+             "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
 
 
 def _add_reporting(group) -> None:
@@ -232,6 +247,36 @@ def _add_wsol_methods(group) -> None:
     add("--adl_threshold", type=share, default=0.9, help="adl")
     add("--cutmix_beta", type=amount, default=1.0, help="cutmix")
     add("--cutmix_prob", type=share, default=1.0, help="cutmix")
+
+
+# --------------------------------------------------------------------------- the command line of evaluation.py
+
+def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
+    """The command line of evaluation.py, wsolevaluation's and ours; exit code 2 where it is wrong."""
+    parser = _Parser(prog="evaluation.py", description="Measure how well saved score maps localize: 224 x 224 arrays in "
+                     "[0, 1], one .npy file an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--scoremap_root", required=True, metavar="FOLDER", help="holds <image id>.npy or <image id without its "
+        "extension>.npy, or a folder of such files for each row, such as scoremaps/test of a run")
+    add("--val_scoremap_root", metavar="FOLDER", help="the same of the val split: its best thresholds give gt_loc_val")
+    add("--dataset_name", required=True, help=f"{', '.join(DATASETS)}, or any folder in the same format")
+    add("--split", choices=SPLITS, default="test", help="split that the maps are of")
+    add("--metadata_root", default="metadata", help="metadata are at METADATA_ROOT/DATASET_NAME/SPLIT")
+    add("--mask_root", default="dataset", help="masks are at MASK_ROOT/DATASET_NAME")
+    _add_metrics(parser)
+    _flag(parser, "--multi_contour_eval", "FALSE: `localization` asks the largest contour's box only", True)
+    _flag(parser, "--multi_iou_eval", "FALSE: `localization` is read at the IoU threshold 50, not the mean of all", True)
+    add("--workers", type=count, default=4, help="processes that read and measure maps, at most the number of cores")
+    add("--out", metavar="FILE.json", help="write every number there")
+    args = munch.munchify(vars(parser.parse_args(argv)))
+    plain_name("--dataset_name", args.dataset_name)
+    if not args.multi_iou_eval and 50 not in args.iou_threshold_list:
+        raise InputError("--multi_iou_eval FALSE reads the IoU threshold 50, which --iou_threshold_list does not name")
+    if args.val_scoremap_root and args.split != "test":
+        raise InputError(f"--val_scoremap_root chooses thresholds for the test split, not for --split {args.split}")
+    if args.out and not Path(args.out).absolute().parent.is_dir():
+        raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+    return args
 
 
 # --------------------------------------------------------------------------- parsing
@@ -374,6 +419,9 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--pretrained_path names ImageNet weights and --pretrained FALSE wants none; leave one out")
     if config.eval_only and config.train_only:
         raise InputError("--eval_only and --train_only exclude each other")
+    if config.normalization_quantile is not None and NORMALIZATIONS[config.normalization].quantile is None:
+        raise InputError(f"--normalization_quantile is read by pas and ivr, not by --normalization "
+                         f"{config.normalization}; leave it out")
     if config.augment == "crop_flip" and config.resize_size < config.crop_size:
         raise InputError(f"--resize_size {config.resize_size} is smaller than --crop_size {config.crop_size}: no crop "
                          "fits; enlarge it or give --augment none")

@@ -19,7 +19,7 @@ from config import adopt, continue_run, gpu_indices, parse_args, saved_settings,
 from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, is_made_when_used, load_data, load_image,
                           load_mask, make_loader, set_epoch)
 from evaluation import Evaluation
-from inference import compute_scoremaps, save_scoremaps, scoremap_names
+from inference import compute_scoremaps, save_scoremaps
 from wsol import build, checkpoint, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture, new_classes
 from wsol.cam import CamExtractor, get_method, rows
@@ -28,6 +28,7 @@ from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import OBJECTIVES, Objective
 from wsol.run_folder import RunFolder, log, log_to, start_log
+from wsol.scoremap_files import scoremap_names
 
 FIGURE_IMAGES = 6
 
@@ -260,6 +261,7 @@ def validation(config, data: WsolData, objective: Objective, device):
         evaluation = new_evaluation(config, data.splits["val"], [row], center=False)
         loss = 0.0
         for batch in compute_scoremaps(model, loader, [row.method], [head], device, target=config.cam_target,
+                                       normalization=config.normalization, quantile=config.normalization_quantile,
                                        title="validate"):
             evaluation.update(batch)
             output = Output(batch.logits, batch.sigmoid_logits)
@@ -274,7 +276,8 @@ def validation(config, data: WsolData, objective: Objective, device):
 
 def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluation:
     return Evaluation(metadata, wanted, interval=config.cam_curve_interval, iou_thresholds=config.iou_threshold_list,
-                      loc_threshold=config.loc_threshold, **more)
+                      loc_threshold=config.loc_threshold, gt_boxes=config.gt_boxes,
+                      normalization=config.normalization, **more)
 
 
 def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation]:
@@ -290,7 +293,8 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
                                     keep=keep if split == "test" else ())
         names = scoremap_names(data.splits[split].image_ids)
         for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
-                                       target=config.cam_target, title=f"maps of {split}"):
+                                       target=config.cam_target, normalization=config.normalization,
+                                       quantile=config.normalization_quantile, title=f"maps of {split}"):
             evaluation.update(batch)
             if config.save_scoremaps:
                 save_scoremaps(batch, names, run.path / "scoremaps" / split)
