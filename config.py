@@ -7,6 +7,7 @@ commands keep working. Choices come from the registries. Parsing touches no disk
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import munch
@@ -20,6 +21,7 @@ from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 
+DEFAULT_ARCHITECTURE = "efficientnet_lite0"
 DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
 # What a YAML file never decides: a run's config.yaml repeats the run under another name.
 _OF_THE_COMMAND_LINE = ("resume", "eval_only", "override_cache", "dry_run", "config", "experiment_name")
@@ -145,7 +147,7 @@ def _add_data(group) -> None:
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--architecture", type=architecture, default="efficientnet_lite0", metavar="NAME",
+    add("--architecture", type=architecture, default=DEFAULT_ARCHITECTURE, metavar="NAME",
         help=f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or torchvision by its name")
     add("--classifier_form", choices=(*FORMS, "auto"), default="auto",
         help="of vgg16 and inception_v3: the form with extra convolutions and global average pooling (cam) or the "
@@ -230,6 +232,65 @@ def _add_wsol_methods(group) -> None:
     add("--adl_threshold", type=share, default=0.9, help="adl")
     add("--cutmix_beta", type=amount, default=1.0, help="cutmix")
     add("--cutmix_prob", type=share, default=1.0, help="cutmix")
+
+
+# --------------------------------------------------------------------------- the command for single pictures
+
+def make_picture_parser() -> argparse.ArgumentParser:
+    """The command line of inference.py; what it shares with main.py are main.py's own flags."""
+    parser = _Parser(prog="inference.py", description="Show what a network looks at: class activation maps over "
+                     "pictures, a comparison grid for each, and its five likeliest classes.",
+                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    shared = {action.dest: action for action in make_parser()._actions}
+    add = parser.add_argument
+    add("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="picture files, and folders, searched with all below them")
+    add("--out", required=True, metavar="DIR", help="where grids, overlays and raw maps are written")
+    add("--ckpt", metavar="FILE",
+        help="checkpoint of this program, wsolevaluation or Dual-CAM; without one: ImageNet weights")
+    add("--class", dest="wanted_class", metavar="NAME_OR_INDEX",
+        help="the class to explain (default: the softmax head's prediction for each picture)")
+    _flag(parser, "--save_npy", "write raw maps, too: signed, at the target layer's resolution")
+    _flag(parser, "--override_cache", "replace files of an earlier call in DIR; others are never touched")
+    _flag(parser, "--skip_bad_images", "leave out pictures that cannot be read; each is named")
+    add("--batch_size", type=positive, default=16, help="pictures that go through the network together")
+    for name in ("architecture", "pretrained_path", "classifier_form", "last_layer", "large_feature_map", "methods",
+                 "heads", "crop_size", "workers", "gpus", "debug"):
+        parser._add_action(shared[name])
+    # A checkpoint says these itself where the command line does not.
+    parser.set_defaults(architecture=None, last_layer=None, large_feature_map=None)
+    return parser
+
+
+def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
+    """The command line of inference.py as a checked munch.
+
+    None where a default depends on the network: architecture, last_layer, large_feature_map, heads. `own_choice`: the
+    methods were named one by one, so each is a must.
+    """
+    parser = make_picture_parser()
+    flags = {option for action in parser._actions if action.type is boolean for option in action.option_strings}
+    config = munch.munchify(vars(parser.parse_args(_flags_alone(sys.argv[1:] if argv is None else argv, flags))))
+    if config.ckpt and config.pretrained_path:
+        raise InputError("--ckpt and --pretrained_path both name the network's weights; leave one out")
+    config.own_choice = config.methods not in (None, ["all"])
+    if not config.own_choice:
+        config.methods = list(CAM_METHODS if config.methods else DEFAULT_METHODS)
+    _check_names("methods", config.methods, CAM_METHODS)
+    if config.heads is not None:
+        _check_names("heads", config.heads, HEADS)
+    _check_gpus(config.gpus)
+    return config
+
+
+def _flags_alone(argv: list[str], flags: set[str]) -> list[str]:
+    """`--save_npy cat.jpg` → `--save_npy=TRUE cat.jpg`: the file behind a boolean is not its value."""
+    def is_boolean(word: str) -> bool:
+        try:
+            return boolean(word) in (True, False)
+        except argparse.ArgumentTypeError:
+            return False
+    return [f"{word}=TRUE" if word in flags and not is_boolean(following) else word
+            for word, following in zip(argv, [*argv[1:], ""], strict=True)]
 
 
 # --------------------------------------------------------------------------- parsing
@@ -334,7 +395,7 @@ def complete(config: munch.Munch) -> munch.Munch:
         "vanilla_epochs": config.epochs,
         "augment": dataset_facts(config.dataset_name).augment,
         "methods": [config.method] if config.method else list(DEFAULT_METHODS),
-        "heads": ["softmax", "softmax_clamped", "sigmoid_clamped"] if b2 else ["softmax"],
+        "heads": default_heads(b2),
         "wandb": bool(config.project or config.wandb_name),
     }
     for key, value in fill.items():
@@ -349,13 +410,14 @@ def complete(config: munch.Munch) -> munch.Munch:
     return config
 
 
+def default_heads(dual: bool) -> list[str]:
+    """The rows of a network with (dual) or without a sigmoid branch."""
+    return ["softmax", "softmax_clamped", "sigmoid_clamped"] if dual else ["softmax"]
+
+
 def _check(config: munch.Munch) -> None:
-    for flag, values, known in (("methods", config.methods, CAM_METHODS), ("heads", config.heads, HEADS)):
-        for value in values:
-            if value not in known:
-                raise InputError(f"--{flag}: unknown name '{value}'{nearest(value, known)} (known: {', '.join(known)})")
-        if not values:
-            raise InputError(f"--{flag} names nothing (known: {', '.join(known)})")
+    _check_names("methods", config.methods, CAM_METHODS)
+    _check_names("heads", config.heads, HEADS)
     wants_branch = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":
         if wants_branch:
@@ -378,11 +440,23 @@ def _check(config: munch.Munch) -> None:
     plain_name("--dataset_name", config.dataset_name)
     if config.experiment_name is not None:
         plain_name("--experiment_name", config.experiment_name)
+    _check_gpus(config.gpus)
+
+
+def _check_names(flag: str, values, known) -> None:
+    for value in values:
+        if value not in known:
+            raise InputError(f"--{flag}: unknown name '{value}'{nearest(value, known)} (known: {', '.join(known)})")
+    if not values:
+        raise InputError(f"--{flag} names nothing (known: {', '.join(known)})")
+
+
+def _check_gpus(text: str) -> None:
     try:
-        if min(gpu_indices(config.gpus)) < 0:
+        if min(gpu_indices(text)) < 0:
             raise ValueError
     except ValueError:
-        raise InputError(f"--gpus '{config.gpus}' is not a list of device indices such as 0 or 0,1") from None
+        raise InputError(f"--gpus '{text}' is not a list of device indices such as 0 or 0,1") from None
 
 
 def gpu_indices(text: str) -> list[int]:
