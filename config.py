@@ -6,6 +6,7 @@ commands keep working. Choices come from the registries. Parsing touches no disk
 """
 
 import argparse
+import itertools
 import math
 import sys
 from pathlib import Path
@@ -90,11 +91,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {self.source}{message}\nsee python {self.prog} --help\n")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default behind its flag, but for those that follow from elsewhere: their help says so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line, in the groups that --help shows."""
     parser = _Parser(prog="main.py", description="Train a classifier's sigmoid branch (Dual-CAM), draw class activation "
                      "maps and measure how well they localize. Without any flag: the embedded example.",
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                     formatter_class=_Help)
     _add_run(parser.add_argument_group("run"))
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("network and branches"))
@@ -240,7 +248,7 @@ def make_picture_parser() -> argparse.ArgumentParser:
     """The command line of inference.py; what it shares with main.py are main.py's own flags."""
     parser = _Parser(prog="inference.py", description="Show what a network looks at: class activation maps over "
                      "pictures, a comparison grid for each, and its five likeliest classes.",
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                     formatter_class=_Help)
     shared = {action.dest: action for action in make_parser()._actions}
     add = parser.add_argument
     add("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="picture files, and folders, searched with all below them")
@@ -257,7 +265,9 @@ def make_picture_parser() -> argparse.ArgumentParser:
                  "heads", "crop_size", "workers", "gpus", "debug"):
         parser._add_action(shared[name])
     # A checkpoint says these itself where the command line does not.
-    parser.set_defaults(architecture=None, last_layer=None, large_feature_map=None)
+    for name in ("architecture", "last_layer", "large_feature_map"):
+        shared[name].help += f" (default: the checkpoint's own, else {shared[name].default})"
+        shared[name].default = None
     return parser
 
 
@@ -290,7 +300,7 @@ def _flags_alone(argv: list[str], flags: set[str]) -> list[str]:
         except argparse.ArgumentTypeError:
             return False
     return [f"{word}=TRUE" if word in flags and not is_boolean(following) else word
-            for word, following in zip(argv, [*argv[1:], ""], strict=True)]
+            for word, following in itertools.pairwise([*argv, ""])]
 
 
 # --------------------------------------------------------------------------- parsing

@@ -156,6 +156,7 @@ CASES = {
     "no checkpoint": (["in", "--ckpt", "x.pth"], "x.pth does not exist"),
     "another network's checkpoint": (["in", "--ckpt", "vgg.pth"], "is a checkpoint of vgg16, not of tiny"),
     "two sources of weights": (["in", "--ckpt", "vgg.pth", "--pretrained_path", "x"], "leave one out"),
+    "nothing at all": (None, "the following arguments are required"),
     "an unknown flag": (["in", "--methds", "cam"], "unrecognized arguments"),
 }
 
@@ -168,7 +169,7 @@ def test_mistakes_are_one_line_exit_code_two_and_an_untouched_folder(pictures, m
     torch.save({"architecture": "vgg16", "state_dict": {"a": torch.ones(1)}}, "vgg.pth")
     before = files_below(pictures)
     words, message = CASES[case]
-    code, _, printed = run(monkeypatch, capsys, *FAST, "--out", "out", *words)
+    code, _, printed = run(monkeypatch, capsys, *([] if words is None else [*FAST, "--out", "out", *words]))
     lines = printed.splitlines()
     assert code == 2 and lines[0].startswith("error: ") and message in lines[0]
     assert len(lines) == 1 or lines[1:] == ["see python inference.py --help"]
