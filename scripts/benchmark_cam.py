@@ -11,7 +11,8 @@ hooks would slow the others. grad-cam and torchcam are optional (tests/requireme
 
 Time: medians over --repeats; in each repeat every library runs right behind a plain forward pass of the same images
 (no autograd), and "x forward" is the median of those ratios, so what else the machine does falls on both. What takes
-longer than --once seconds when it warms up is not repeated; its time is then that of the warm-up.
+longer than --once seconds when it warms up is not repeated: its time is then that of the warm-up, its CPU memory is not
+measured. Score-CAM and Ablation-CAM run the network once a channel: on a CPU, choose --methods or a small network.
 
 Passes: images that went through the network's first layer, as multiples of the batch. Re-running only the layers
 behind the target layer is no pass; its time counts, of course.
@@ -357,7 +358,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda":
         memory_of_forward = cuda_growth(bench, bench.forward)
     elif not args.no_memory:
-        measured = [task for task, figures in found.items() if isinstance(figures, Measured)]
+        measured = [task for task, figures in found.items()
+                    if isinstance(figures, Measured) and figures.seconds <= args.once]
         growth = growth_in_children(settings, args.threads, [None, *measured])
         memory_of_forward = growth[None]
         found |= {task: found[task]._replace(memory=growth[task]) for task in measured}
