@@ -16,7 +16,7 @@ import yaml
 
 from data_loaders import DATASETS, SPLITS, dataset_facts
 from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
-from wsol.cam import CAM_METHODS, HEADS
+from wsol.cam import CAM_METHODS, HEADS, PERTURB_BATCH
 from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
@@ -215,7 +215,9 @@ def _add_maps(group) -> None:
     _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
-    add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison")
+    add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison with the nearest classes")
+    add("--perturb_batch", type=positive, default=PERTURB_BATCH,
+        help="changed inputs that go through the network at a time (scorecam, ablationcam, fullgrad)")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
 
 
@@ -262,7 +264,7 @@ def make_picture_parser() -> argparse.ArgumentParser:
     _flag(parser, "--skip_bad_images", "leave out pictures that cannot be read; each is named")
     add("--batch_size", type=positive, default=16, help="pictures that go through the network together")
     for name in ("architecture", "pretrained_path", "classifier_form", "last_layer", "large_feature_map", "methods",
-                 "heads", "crop_size", "workers", "gpus", "debug"):
+                 "heads", "perturb_batch", "alpha", "crop_size", "workers", "gpus", "debug"):
         parser._add_action(shared[name])
     # A checkpoint says these itself where the command line does not.
     for name in ("architecture", "last_layer", "large_feature_map"):

@@ -22,13 +22,16 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
-from wsol.datasets.files import broken_files, require_files
+from wsol.datasets.files import broken_files, looks_whole, require_files
 from wsol.datasets.reader import MaskPaths, SplitMetadata, read_lines, read_split
 from wsol.datasets.synthetic import make_synthetic
 from wsol.datasets.writer import SPLITS
 from wsol.errors import InputError
 from wsol.metrics.boxes import RESOLUTION
 from wsol.run_folder import log
+
+
+MOST_FILES_OPENED = 100_000     # to look at the end of each before a run: seconds on a disk, minutes on a slow share
 
 
 # --------------------------------------------------------------------------- the data sets that are known by name
@@ -134,7 +137,7 @@ def load_data(dataset_name: str, data_root: str, metadata_root: str, mask_root: 
             if len(data.splits[split]) < len(metadata):
                 data.skipped[split] = len(metadata) - len(data.splits[split])
         else:
-            check_files(metadata)
+            check_files(metadata, workers)
     _warn_of_empty_classes(data)
     return data
 
@@ -158,13 +161,33 @@ def _check_first_image(metadata: SplitMetadata) -> None:
                          "check --data_root (and --dataset_name)")
 
 
-def check_files(metadata: SplitMetadata) -> None:
-    """InputError that counts the images and masks of a split that are not there and names the first few."""
+def check_files(metadata: SplitMetadata, workers: int = 1) -> None:
+    """InputError that counts the images and masks of a split that are missing or cut short and names the first few.
+
+    The ends of up to MOST_FILES_OPENED images and masks are read; of more (ILSVRC's training set) only presence is
+    checked, and a broken file is named when its turn comes.
+    """
     split, skip = metadata.split, "--skip_bad_images leaves them out"
     require_files(metadata.image_root, metadata.image_ids, f"{split} images", f"check --data_root; {skip}")
+    masks = []
     if metadata.masks is not None:
-        names = list(dict.fromkeys(m for paths in metadata.masks for m in (*paths.foreground, paths.ignore) if m))
-        require_files(metadata.mask_root, names, f"{split} masks", f"check --mask_root; {skip}")
+        masks = list(dict.fromkeys(m for paths in metadata.masks for m in (*paths.foreground, paths.ignore) if m))
+        require_files(metadata.mask_root, masks, f"{split} masks", f"check --mask_root; {skip}")
+    for root, names, decode, what in ((metadata.image_root, metadata.image_ids, check_image, "images"),
+                                      (metadata.mask_root, masks, load_binary_mask, "masks")):
+        if len(names) > MOST_FILES_OPENED:
+            continue
+
+        def check(i: int) -> None:
+            path = root / names[i]
+            if not looks_whole(path):
+                decode(path)
+        bad = broken_files(check, range(len(names)), f"checking {split} {what}", max(workers, 4))     # mostly waiting
+        if len(bad) == 1:
+            raise InputError(next(iter(bad.values())))
+        if bad:
+            raise InputError(f"{len(bad):,} of {len(names):,} {split} {what} are broken; the first: "
+                             f"{next(iter(bad.values()))}")
 
 
 def leave_out_bad(metadata: SplitMetadata, workers: int = 1) -> SplitMetadata:
@@ -319,14 +342,15 @@ def load_mask(mask_root: Path, paths: MaskPaths, size: int = RESOLUTION) -> np.n
     """
     foreground = np.zeros((size, size), dtype=bool)
     for path in paths.foreground:
-        foreground |= _load_binary(mask_root / path, size)
+        foreground |= load_binary_mask(mask_root / path, size)
     mask = foreground.astype(np.uint8)
     if paths.ignore:
-        mask[_load_binary(mask_root / paths.ignore, size) & ~foreground] = 255
+        mask[load_binary_mask(mask_root / paths.ignore, size) & ~foreground] = 255
     return mask
 
 
-def _load_binary(path: Path, size: int) -> np.ndarray:
+def load_binary_mask(path: Path, size: int = RESOLUTION) -> np.ndarray:
+    """One mask file as (size, size) bool; an InputError that names it where it is missing or broken."""
     values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
     if values is None:
         raise InputError(f"mask {path} is missing or broken; check --mask_root, or give --skip_bad_images")

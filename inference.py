@@ -153,7 +153,8 @@ def main(argv: list[str] | None = None) -> None:
     loader = DataLoader(dataset, config.batch_size, num_workers=workers_for(len(good), config))
     model = model.to(device, memory_format=torch.channels_last)
     with logging_redirect_tqdm([log]), ThreadPoolExecutor(max(config.workers, 1)) as pool:
-        for batch in explain(model, loader, good, config.methods, config.heads, device, class_id, names):
+        for batch in explain(model, loader, good, config.methods, config.heads, device, class_id, names,
+                             perturb_batch=config.perturb_batch, alpha=config.alpha):
             for explanation in batch:
                 report(explanation)
             list(pool.map(lambda explanation: draw(explanation, config.heads, out, config.save_npy), batch))
@@ -294,14 +295,15 @@ def workers_for(pictures: int, config) -> int:
 
 def explain(model: Classifier, loader: DataLoader, pictures: Sequence[Picture], methods: Sequence[str],
             heads: Sequence[str], device: torch.device, class_id: int | None,
-            names: Sequence[str]) -> Iterator[list[Explanation]]:
+            names: Sequence[str], **settings) -> Iterator[list[Explanation]]:
     """Explanations, batch by batch, from one forward pass each.
 
     Args:
         loader: gives (images (B, 3, H, W), indices into pictures).
         class_id: the class explained; None: the softmax head's prediction.
+        settings: perturb_batch and alpha of CamExtractor.
     """
-    with CamExtractor(model, methods, heads=heads) as extract:
+    with CamExtractor(model, methods, heads=heads, **settings) as extract:
         for images, indices in progress(loader, "pictures"):
             raw = extract(to_device(images, device), None if class_id is None else torch.full((len(images),), class_id))
             finished = {row: to_scoremaps(maps, row.method, tuple(images.shape[-2:])) for row, maps in raw.items()}

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     """Configure, build, train, infer, evaluate, report. Returns what results.json holds."""
     config, run, saved = configure(argv)
     device = training.select_device(gpu_indices(config.gpus))
-    data = read_data(config)
+    data = read_data(config, saved)
     model = build_model(config, data, saved).to(device, memory_format=torch.channels_last)
     describe(config, data, model)
     if config.dry_run:
@@ -76,17 +76,21 @@ def configure(argv: list[str] | None):
     saved = find_checkpoint(config, run)
     if saved is not None and saved.role == "eval":
         config = adopt(config, saved.facts)
+    config.classifier_form = settle_form(config.architecture, config.classifier_form, config.methods, saved)
     return config, run, saved
 
 
-def read_data(config) -> WsolData:
+def read_data(config, saved: checkpoint.Found | None) -> WsolData:
     """The metadata of the splits that this run needs."""
+    to_be_made = is_made_when_used(config.dataset_name, config.metadata_root)
+    if to_be_made and not config.dry_run:
+        build_network(config, saved, None)      # a network that cannot be had leaves no data set behind
     settings = dict(splits=splits_needed(config), seed=config.seed, proxy_training_set=config.proxy_training_set,
                     num_val_sample_per_class=config.num_val_sample_per_class,
                     skip_bad=config.skip_bad_images, workers=config.workers)
     with contextlib.ExitStack() as stack:
         roots = config.data_root, config.metadata_root, config.mask_root
-        if config.dry_run and is_made_when_used(config.dataset_name, config.metadata_root):
+        if config.dry_run and to_be_made:
             roots = [stack.enter_context(tempfile.TemporaryDirectory())] * 3    # counted, and gone again
         return load_data(config.dataset_name, *roots, **settings)
 
@@ -112,13 +116,8 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     b2 = config.model_structure == "b2"
     if saved is not None and saved.role == "resume":
         saved.training_state    # raises where there is none
-    config.classifier_form = settle_form(config.architecture, config.classifier_form, config.methods, saved)
     imagenet = saved is None and dataset_facts(config.dataset_name).imagenet
-    model = build(config.architecture, None if imagenet else data.num_classes,
-                  pretrained=config.pretrained and saved is None, pretrained_path=config.pretrained_path,
-                  classifier_form=config.classifier_form, last_layer=config.last_layer,
-                  large_feature_map=config.large_feature_map, image_size=config.crop_size)
-    try_out(model, config.methods, config.crop_size)
+    model = build_network(config, saved, None if imagenet else data.num_classes)
     if saved is None:
         return model if model.head_is_new or not b2 else branch_out(config, model)
     if saved.role == "eval":
@@ -130,6 +129,16 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     if b2 and saved.content.get("stage") != "vanilla":
         model = dualize(model)
     checkpoint.load_state_dict(model, saved.tensors, saved.path)
+    return model
+
+
+def build_network(config, saved: checkpoint.Found | None, num_classes: int | None) -> Classifier:
+    """The network as the flags ask for it, tried out; None: with the classes that its ImageNet weights know."""
+    model = build(config.architecture, num_classes, pretrained=config.pretrained and saved is None,
+                  pretrained_path=config.pretrained_path, classifier_form=config.classifier_form,
+                  last_layer=config.last_layer, large_feature_map=config.large_feature_map,
+                  image_size=config.crop_size)
+    try_out(model, config.methods, config.crop_size)
     return model
 
 
@@ -216,13 +225,14 @@ def validation(config, data: WsolData, objective: Objective, device):
     v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
     boxes = data.splits["val"].boxes is not None
     criterion = "pxap" if not boxes else "maxboxacc_v2" if v2 else "maxboxacc_v1"
-    row = rows(config.methods[:1], ["sigmoid_clamped" if config.model_structure == "b2" else "softmax"])[0]
+    head = "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
+    row = rows(config.methods[:1], [head])[0]
     loader = image_loader(config, data, "val")
 
     def validate(model: Classifier) -> dict[str, float]:
         evaluation = new_evaluation(config, data.splits["val"], [row], center=False)
         loss = 0.0
-        for batch in compute_scoremaps(model, loader, [row.method], [row.head], device, target=config.cam_target,
+        for batch in compute_scoremaps(model, loader, [row.method], [head], device, target=config.cam_target,
                                        title="validate"):
             evaluation.update(batch)
             output = Output(batch.logits, batch.sigmoid_logits)

@@ -231,7 +231,7 @@ def test_kill_dash_nine_leaves_a_run_that_resumes(tmp_path):
 
 PUBLISHED = """--dataset_name ILSVRC --architecture efficientnet_lite0 --wsol_method cam --method cam
   --experiment_name vgg16_cam_ours --wandb_name vgg16_cam_ours --root EXPERIMENTS/ILSVRC --large_feature_map FALSE
-  --epoch 2 --batch_size 32 --lr_decay_frequency 3 --workers 4 --gpus 1 --lr 0.003 --weight_decay 5.00E-04
+  --epoch 10 --batch_size 32 --lr_decay_frequency 3 --workers 4 --gpus 1 --lr 0.003 --weight_decay 5.00E-04
   --model_structure b2 --ft_ckpt CHECKPOINT --unfreeze_layer fc2 --project vgg16-0""".split()
 
 
@@ -248,7 +248,7 @@ def test_published_commands(tmp_path):
     assert [r["method"] for r in results["rows"]] == ["cam"] * 3
     assert results["num_classes"] == 1000 and "top5" in results["classification"]
     assert not (folder / "vanilla_last_checkpoint.pth.tar").exists()
-    assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 2
+    assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 10
     saved = torch.load(folder / "last_checkpoint.pth.tar", weights_only=True)
     assert all(torch.equal(saved["state_dict"][key], tensor) for key, tensor in tensors.items())
     assert (folder / "wandb").is_dir()

@@ -14,13 +14,13 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
-from wsol.cam import Row, rows  # noqa: E402
+from wsol.cam.base import NO_HEAD, Row, rows  # noqa: E402
 from wsol.metrics.boxes import box_at  # noqa: E402
 
 TRUTH, FOUND = "#39ff6a", "#ff3860"
 _TURBO = (plt.get_cmap("turbo")(np.arange(256))[:, :3] * 255).astype(np.float32)
 _STYLES = {"softmax": ("#444444", "-"), "softmax_clamped": ("#1f77b4", "--"),
-           "sigmoid": ("#ff9f1c", "-."), "sigmoid_clamped": ("#d62728", "-")}
+           "sigmoid": ("#ff9f1c", "-."), "sigmoid_clamped": ("#d62728", "-"), NO_HEAD: ("#444444", "-")}
 
 
 @dataclass
@@ -70,7 +70,7 @@ def map_grid(path: Path, method: str, examples: Sequence[Example], taus: dict[Ro
             _draw_truth(axis, example)
             _draw_box(axis, _to_pixels(box_at(example.maps[row], taus[row]), example), FOUND)
     for axis, row in zip(axes[0, 1:], rows, strict=True):
-        axis.set_title(f"{row.head.replace('_', ', ')}\nbox at {taus[row]:.2f}", fontsize=9)
+        axis.set_title(f"{row.label}\nbox at {taus[row]:.2f}", fontsize=9)
     figure.suptitle(f"{method}: ground truth green, box of the map red", fontsize=10)
     return _save(figure, path)
 
@@ -169,7 +169,7 @@ def _columns(maps: Mapping[Row, np.ndarray], heads: Sequence[str]) -> dict[str, 
         shown, cells = set(), []
         for head in heads:
             row = rows([method], [head])[0]
-            remark = "sees no head" if row.head == "none" else "not clamped" if row.head != head else ""
+            remark = "sees no head" if row.head == NO_HEAD else "not clamped" if row.head != head else ""
             cells.append(None if row in shown else (row, remark))
             shown.add(row)
         columns[method] = cells
@@ -252,7 +252,7 @@ def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
             if row.method == method:
                 colour, style = _STYLES[row.head]
                 axis.plot(curve["tau"], np.mean(list(curve["maxboxacc"].values()), axis=0), style, color=colour,
-                          linewidth=1.4, label=row.head.replace("_", ", "))
+                          linewidth=1.4, label=row.label)
         axis.set_title(method, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)

@@ -1,25 +1,18 @@
-"""Any classifier of timm or torchvision by its name: head and target layer are found, not listed.
-
-The target layer is the last one with places (maps or tokens on a grid) that the
-head depends on; one forward and one backward pass of noise find it.
-"""
+"""Any classifier of timm or torchvision by its name: head and target layer are found, not listed."""
 
 from functools import lru_cache, partial
 
 import timm
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from wsol.backbones.registry import (ARCHITECTURES, IMAGENET_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Architecture, Wanted,
                                      refuse_conv)
 from wsol.backbones.weights import create_timm, load_strictly, torchvision_weights
 from wsol.dual_head import Classifier, find_head
 from wsol.errors import InputError, nearest
-from wsol.layout import Layout, find_layout
-
-# They hand on what they get (in eval mode); the layer before them is the one to name.
-_PASSIVE = (nn.Dropout, nn.Dropout2d, nn.Identity)
+from wsol.layout import find_layers
 
 
 @lru_cache
@@ -92,57 +85,14 @@ def from_torchvision(name: str, wanted: Wanted) -> Classifier:
 
 
 def anatomy(network: nn.Module, image_size: int, head_is_new: bool = True) -> Classifier:
-    """Find head, target layer and pooled layer of a network with one pass over an image of noise.
-
-    pooled: the last layer with places before the head. target: the last one as
-    wide as that whose places (not only its prefix tokens) the head depends on.
+    """A network with its head, target layer and pooled layer found; see wsol/layout.py.
 
     Raises:
-        InputError: there is no such layer, or the network does not take images of this size.
+        InputError: there are no such layers, or the network does not take images of this size.
     """
     head = find_head(network)
-    seen: list[tuple[str, Tensor, Layout]] = []     # in the order of execution
-    reached: list[Tensor] = []
-
-    def note(name, module, output):
-        if not reached and isinstance(output, Tensor) and not isinstance(module, _PASSIVE):
-            layout = find_layout(tuple(output.shape), (image_size, image_size))
-            if layout and layout.grid[0] == layout.grid[1] > 1:
-                seen.append((name, output, layout))
-
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    handles = [module.register_forward_hook(lambda module, _inputs, output, name=name: note(name, module, output))
-               for name, module in network.named_modules() if name and not name.startswith(f"{head}.")]
-    handles.append(network.get_submodule(head).register_forward_pre_hook(lambda _head, inputs: reached.append(inputs[0])))
-    try:
-        with torch.random.fork_rng(), torch.enable_grad():
-            torch.manual_seed(0)
-            network(torch.randn(1, 3, image_size, image_size))
-            if not seen or not reached:
-                raise InputError(f"{type(network).__name__} has no layer with places before its head '{head}'; larger "
-                                 "images (--crop_size) may have some left")
-            # Not the logits' gradient: some heads start as zeros. Not the plain sum's: it is zero behind LayerNorm.
-            probe = (reached[0] * torch.randn_like(reached[0])).sum()
-            pooled, last, layout = seen[-1]
-            width = layout.to_maps(last).shape[1]
-            alike = [(name, output, layout) for name, output, layout in reversed(seen)
-                     if layout.to_maps(output).shape[1] == width and output.requires_grad]
-            target = next((name for name, output, layout in alike if _places_matter(probe, output, layout)), pooled)
-    except (RuntimeError, AssertionError, TypeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--crop_size {image_size}: {type(network).__name__} does not take such images "
-                         f"({reason})") from None
-    finally:
-        for handle in handles:
-            handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
+    target, pooled = find_layers(network, head, torch.randn(1, 3, image_size, image_size,
+                                                            generator=torch.Generator().manual_seed(0)))
     model = Classifier(network, head, target_layer=target, pooled_layer=pooled)
     model.head_is_new = head_is_new
     return model
-
-
-def _places_matter(probe: Tensor, output: Tensor, layout: Layout) -> bool:
-    gradient = torch.autograd.grad(probe, output, retain_graph=True, allow_unused=True)[0]
-    return gradient is not None and bool((layout.to_maps(gradient) != 0).any())

@@ -1,5 +1,6 @@
-"""Methods that need the activations and the head's weights, but no gradient."""
+"""Methods that need the activations A and perhaps the head's weights, but no gradient."""
 
+import torch
 from torch import Tensor
 
 from wsol.cam.base import HeadView, register
@@ -9,3 +10,68 @@ from wsol.cam.base import HeadView, register
 def cam(view: HeadView) -> Tensor:
     """w_c = W[k, c] (Zhou et al., CVPR 2016, eq. 2); resized as wsolevaluation does, cubic and unrectified."""
     return view.class_weights
+
+
+@register("eigencam", weights=False, headless=True)
+def eigencam(view: HeadView) -> Tensor:
+    """First principal component of A (Muhammad & Yeasin, IJCNN 2020), see principal_component."""
+    return principal_component(view.activations)
+
+
+@register("kpcacam", weights=False, headless=True)
+def kpcacam(view: HeadView) -> Tensor:
+    """First kernel principal component of A, kernel tanh(x.y / C + 1) (Karmani et al., 2024, sigmoid kernel)."""
+    pixels = _centred_pixels(view.activations)              # (B, P, C)
+    kernel = (pixels @ pixels.mT / pixels.shape[2] + 1).tanh()
+    kernel = kernel - kernel.mean(dim=1, keepdim=True) - kernel.mean(dim=2, keepdim=True) + kernel.mean(
+        dim=(1, 2), keepdim=True)
+    return _as_map(_leading(kernel), view.activations)
+
+
+@register("fem", weights=True, headless=True)
+def fem(view: HeadView) -> Tensor:
+    """w_c = share of the places where A_c is above its mean + 2 sigma (Fuad et al., IPTA 2020)."""
+    a = view.activations
+    sigma, mean = torch.std_mean(a, dim=(2, 3), correction=0, keepdim=True)
+    return (a > mean + 2 * sigma).to(a.dtype).mean(dim=(2, 3))
+
+
+def principal_component(maps: Tensor) -> Tensor:
+    """Projection of each place's channels on their first principal component: (B, C, h, w) → (B, h, w).
+
+    Channels are centred over the places. A component has no sign of its own: it
+    gets the one that makes it rise with the sum over the channels.
+    """
+    pixels = _centred_pixels(maps)                          # (B, P, C)
+    if pixels.shape[1] <= pixels.shape[2]:
+        component = _leading(pixels @ pixels.mT)
+    else:
+        direction = _leading(pixels.mT @ pixels)            # (B, C), up to its length
+        length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
+        component = (pixels @ (direction / length.where(length > 0, 1))[:, :, None])[:, :, 0]
+    return _as_map(component, maps)
+
+
+def _centred_pixels(maps: Tensor) -> Tensor:
+    """(B, C, h, w) → (B, h w, C) in float64, for products of it lose half the digits."""
+    pixels = maps.double().flatten(2).mT
+    return pixels - pixels.mean(dim=1, keepdim=True)
+
+
+def _leading(matrix: Tensor) -> Tensor:
+    """The leading eigenvector of each symmetric matrix (B, n, n), as long as its eigenvalue's root: (B, n).
+
+    NaN where the matrix is not finite.
+    """
+    broken = ~torch.isfinite(matrix).all(dim=2).all(dim=1)
+    values, vectors = torch.linalg.eigh(matrix.masked_fill(broken[:, None, None], 0))
+    leading = vectors[:, :, -1] * values[:, -1:].clamp(min=0).sqrt()
+    return leading.masked_fill(broken[:, None], torch.nan)
+
+
+def _as_map(component: Tensor, maps: Tensor) -> Tensor:
+    """A component (B, h w) over the places of the maps (B, C, h, w), with its sign."""
+    total = maps.sum(dim=1).flatten(1).double()
+    total = total - total.mean(dim=1, keepdim=True)
+    falls = (component * total).sum(dim=1, keepdim=True) < 0
+    return torch.where(falls, -component, component).unflatten(1, maps.shape[2:]).to(maps.dtype)

@@ -1,14 +1,19 @@
 """CamExtractor: one forward pass for all methods and both heads."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wsol.cam.base import HeadView, Row, get_method, rows
+from wsol.cam.base import CAM_METHODS, NO_HEAD, HeadView, Pass, Row, get_method, rows
+from wsol.cam.cost import Meter
 from wsol.dual_head import Classifier, Output, find_head
 from wsol.errors import InputError
-from wsol.layout import find_layout
+from wsol.layout import find_layers, find_layout
+
+PERTURB_BATCH = 64
 
 
 class CamExtractor:
@@ -21,50 +26,85 @@ class CamExtractor:
         model: a `Classifier` or any network that maps images to logits (B, K).
         methods: names in CAM_METHODS.
         target_layer: the module whose output is A, (B, C, h, w), (B, h, w, C) or tokens (B, P + N, C), see
-            wsol/layout.py; None: a Classifier knows its own, and the layer that its head pools, which `cam` reads.
+            wsol/layout.py; None: a Classifier knows its own, and the layer that its head pools, which `cam` reads; of
+            another network the last layers with places are found when the first images come.
         heads: of HEADS. Given, the keys of the maps are `(method, head)`;
             None: the softmax head, unclamped, and the keys are the methods' names.
+        perturb_batch: changed inputs that go through the network at a time (scorecam, ablationcam; images of fullgrad).
+        alpha: strength of finercam's comparison with the nearest classes.
 
     The trunk runs once a batch and without autograd; recording starts at the
-    target layer, so gradients are those of the few layers behind it. Inside the
-    `with` the model is in eval mode and fp32 outside autocast; on leaving, even
-    by an exception, the hooks are gone and every module's mode is what it was.
-    `extract.output` is the Output (logits of both heads) of the last call.
+    target layer, so gradients are those of the few layers behind it. (fullgrad
+    differentiates the whole network and scorecam runs it once a channel, by
+    their definition.) Inside the `with` the model is in eval mode and fp32
+    outside autocast; on leaving, even by an exception, the hooks are gone and
+    every module's mode is what it was.
+    `extract.output` is the Output (logits of both heads) of the last call,
+    `extract.meter` what forward pass and methods have cost so far.
     """
 
     def __init__(self, model: nn.Module, methods: Sequence[str], target_layer: nn.Module | None = None,
-                 heads: Sequence[str] | None = None):
+                 heads: Sequence[str] | None = None, *, perturb_batch: int = PERTURB_BATCH, alpha: float = 0.6):
+        if perturb_batch < 1:
+            raise InputError(f"perturb_batch must be at least 1, got {perturb_batch}")
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
-        target = target_layer if target_layer is not None else self.model.target_layer
-        if target is None:
-            raise InputError(f"no target layer known for {type(self.model.network).__name__}; "
-                             "give CamExtractor(..., target_layer=model.some_layer)")
-        methods = [methods] if isinstance(methods, str) else methods
-        self.keys = {row: row if heads is not None else row.method for row in rows(methods, heads or ["softmax"])}
-        missing = {row.branch for row in self.keys} - set(self.model.heads())
+        self.methods = [methods] if isinstance(methods, str) else list(methods)
+        self.keys = {row: row if heads is not None else row.method for row in rows(self.methods, heads or ["softmax"])}
+        missing = {row.branch for row in self.keys} - {*self.model.heads(), NO_HEAD}
         if missing:
             raise InputError(f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one")
-        pooled = target if target_layer is not None else self.model.pooled_layer
-        self.layers = {method: pooled if get_method(method).pooled else target for method in methods}
+        self.perturb_batch, self.alpha = perturb_batch, alpha
         self.output: Output | None = None
-        self._recorded: dict[nn.Module, Tensor] = {}
+        self.meter = Meter()
+        self._layers: dict[str, nn.Module] = {}     # each method's, once known
+        target = target_layer if target_layer is not None else self.model.target_layer
+        if target is not None:
+            self._choose_layers(target, target if target_layer is not None else self.model.pooled_layer)
+        self._recorded: dict[nn.Module, Tensor] | None = None      # None: the hooks let everything pass
         self._handles = []
+        self._inside = False
 
     def __enter__(self) -> "CamExtractor":
         self._modes = {module: module.training for module in self.model.modules()}
         self.model.eval()
-        self._handles = [layer.register_forward_hook(self._record) for layer in dict.fromkeys(self.layers.values())]
+        self._inside = True
+        self._hook()
         return self
 
     def __exit__(self, *_exception) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles = []
-        self._recorded.clear()
+        self._handles, self._recorded, self._inside = [], None, False
         for module, training in self._modes.items():
             module.training = training
 
-    def _record(self, layer, _inputs, activations: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, class_ids: Tensor | None = None) -> dict[Row | str, Tensor]:
+        """images (B, 3, H, W), normalised, and the classes (B,) to explain (None: the
+        softmax head's prediction) → raw maps (B, h, w) on the images' device, by row."""
+        if not self._inside:
+            raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
+        with (torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), torch.enable_grad(),
+              self._differentiable_attention()):
+            if not self._layers:
+                names = find_layers(self.model.network, self.model.head_name, torch.randn_like(images[:1]))
+                self._choose_layers(*map(self.model.network.get_submodule, names))
+                self._hook()
+            with self.meter.measure("forward", images.device):
+                output, recorded = self._forward(images)
+            class_ids = self._check_classes(class_ids, output.logits)
+            views = self._views(images, output, recorded, class_ids)
+            self.output = Output(*(None if x is None else x.detach() for x in output))
+            return self._maps(views)
+
+    def _choose_layers(self, target: nn.Module, pooled: nn.Module) -> None:
+        self._layers = {method: pooled if get_method(method).pooled else target for method in self.methods}
+
+    def _hook(self) -> None:
+        self._handles = [layer.register_forward_hook(self._record) for layer in dict.fromkeys(self._layers.values())]
+
+    def _record(self, layer, _inputs, activations: Tensor) -> Tensor | None:
+        if self._recorded is None:
+            return None
         if not isinstance(activations, Tensor) or activations.ndim not in (3, 4):
             raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations")
         torch.set_grad_enabled(True)        # undone by the no_grad block around the forward pass
@@ -73,33 +113,37 @@ class CamExtractor:
         self._recorded[layer] = activations
         return activations.clone()          # a layer behind may work in place
 
-    def __call__(self, images: Tensor, class_ids: Tensor | None = None) -> dict[Row | str, Tensor]:
-        """images (B, 3, H, W), normalised, and the classes (B,) to explain (None: the
-        softmax head's prediction) → raw maps (B, h, w) on the images' device, by row."""
-        if not self._handles:
-            raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
-        with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
+    def _forward(self, images: Tensor) -> tuple[Output, dict[nn.Module, Tensor]]:
+        self._recorded = {}
+        try:
             with torch.no_grad():
-                output = self.model(images)
-            class_ids = self._check_classes(class_ids, output.logits)
-            views = self._views(output, class_ids, images.shape[-2:])
-            self.output = Output(*(None if x is None else x.detach() for x in output))
-            return self._maps(views)
+                return self.model(images), self._recorded
+        finally:
+            self._recorded = None
 
-    def _views(self, output: Output, class_ids: Tensor, image_size) -> dict[tuple[nn.Module, str], HeadView]:
+    @contextmanager
+    def _differentiable_attention(self) -> Iterator[None]:
+        """Fused attention cannot be differentiated twice; the plain kernel can."""
+        twice = any(CAM_METHODS[method].second_order for method in self.methods)
+        with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
+            yield
+
+    def _views(self, images: Tensor, output: Output, recorded: dict[nn.Module, Tensor],
+               class_ids: Tensor) -> dict[tuple[nn.Module, str], HeadView]:
         """What each head makes of each recorded layer."""
-        recorded, self._recorded = self._recorded, {}
-        logits = {"softmax": output.logits, "sigmoid": output.sigmoid_logits}
         views = {}
-        for layer in self.layers.values():
+        for layer in dict.fromkeys(self._layers.values()):
             if layer not in recorded:
                 raise InputError(f"the forward pass never reached the target layer {type(layer).__name__}")
-            layout = find_layout(tuple(recorded[layer].shape), tuple(image_size))
+            layout = find_layout(tuple(recorded[layer].shape), tuple(images.shape[-2:]))
             if layout is None:
                 raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations, nor "
                                  f"tokens on a grid: {tuple(recorded[layer].shape)}")
+            shared = Pass(self.model, images, layer, recorded[layer], layout, output, class_ids,
+                          perturb_batch=self.perturb_batch, alpha=self.alpha)
             for head, module in self.model.heads().items():
-                views[layer, head] = HeadView(recorded[layer], logits[head], class_ids, module, layout.to_maps)
+                views[layer, head] = HeadView(shared, head, module)
+            views[layer, NO_HEAD] = views[layer, "softmax"]
         return views
 
     def _check_classes(self, class_ids: Tensor | None, logits: Tensor) -> Tensor:
@@ -118,12 +162,13 @@ class CamExtractor:
         formulas: dict[tuple[str, str], Tensor] = {}     # a head's clamped and plain row share the formula
         maps = {}
         for row, key in self.keys.items():
-            method, view = get_method(row.method), views[self.layers[row.method], row.branch]
-            if (row.method, row.branch) not in formulas:
-                formulas[row.method, row.branch] = method.formula(view)
-            result = formulas[row.method, row.branch]
-            if method.weights:
-                weights = result.clamp(min=0) if row.clamped else result
-                result = torch.einsum("bc,bchw->bhw", weights, view.activations)
-            maps[key] = result
+            method, view = get_method(row.method), views[self._layers[row.method], row.branch]
+            with self.meter.measure(row.method, view.activations.device):
+                if (row.method, row.branch) not in formulas:
+                    formulas[row.method, row.branch] = method.formula(view).detach()
+                result = formulas[row.method, row.branch]
+                if method.weights:
+                    weights = result.clamp(min=0) if row.clamped else result
+                    result = torch.einsum("bc,bchw->bhw", weights, view.activations)
+                maps[key] = result
         return maps

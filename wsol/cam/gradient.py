@@ -1,8 +1,12 @@
 """Methods that weight activations A by gradients g = d s_k / d A (protocol of each: its paper's equation)."""
 
+import torch
 from torch import Tensor
 
+from wsol.cam.activation import principal_component
 from wsol.cam.base import HeadView, register
+
+NEAREST = 3     # classes that finercam compares with
 
 
 @register("gradcam", weights=True)
@@ -35,3 +39,46 @@ def xgradcam(view: HeadView) -> Tensor:
 def layercam(view: HeadView) -> Tensor:
     """sum_c relu(g) A: a weight for each place, not each channel (Jiang et al., TIP 2021, eq. 5)."""
     return (view.gradients.relu() * view.activations).sum(dim=1)
+
+
+@register("hirescam", weights=False)
+def hirescam(view: HeadView) -> Tensor:
+    """sum_c g A (Draelos & Carin, 2020, eq. 4)."""
+    return (view.gradients * view.activations).sum(dim=1)
+
+
+@register("gradcamelementwise", weights=False)
+def gradcam_elementwise(view: HeadView) -> Tensor:
+    """sum_c relu(g A): HiResCAM without what speaks against the class (grad-cam's GradCAMElementWise)."""
+    return (view.gradients * view.activations).relu().sum(dim=1)
+
+
+@register("eigengradcam", weights=False)
+def eigengradcam(view: HeadView) -> Tensor:
+    """First principal component of g A (grad-cam's EigenGradCAM), signed to rise with HiResCAM's map."""
+    return principal_component(view.gradients * view.activations)
+
+
+@register("shapleycam", weights=True, second_order=True)
+def shapleycam(view: HeadView) -> Tensor:
+    """w_c = mean_ij (g - H A / 2) (Cai, 2025, arXiv 2501.06261); gradcam where the score is linear in A."""
+    return (view.gradients - 0.5 * view.hessian_product()).mean(dim=(2, 3))
+
+
+@register("finercam", weights=True)
+def finercam(view: HeadView) -> Tensor:
+    """gradcam of s_k - alpha m, m the mean of the nearest classes' scores, weighted by their probabilities.
+
+    Nearest are the three classes whose scores differ least from s_k; the gradient
+    goes through the weights, too (Zhang et al., CVPR 2025, arXiv 2501.11309, eq. 4).
+    Normalising over the three alone is what their probabilities over their sum
+    come to, without the underflow of a sure network.
+    """
+    others = view.logits.scatter(1, view.class_ids[:, None], torch.nan)     # NaN sorts behind everything
+    distance = (others - view.scores[:, None]).abs().detach()
+    count = min(NEAREST, others.shape[1] - 1)
+    if count == 0:
+        return view.gradients.mean(dim=(2, 3))
+    near = view.logits.gather(1, distance.argsort(dim=1)[:, :count])
+    mean = (near.softmax(dim=1) * near).sum(dim=1)
+    return view.gradients_of(view.scores - view.shared.alpha * mean).mean(dim=(2, 3))

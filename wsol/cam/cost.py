@@ -1,0 +1,62 @@
+"""What the parts of a computation cost: seconds and peak memory, on CUDA and on the CPU."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass
+class Cost:
+    """seconds: in all. memory: bytes, the most that was taken at a time beyond what was held before."""
+    seconds: float = 0.0
+    memory: int = 0
+
+
+class Meter:
+    """Adds up the cost of named parts.
+
+        with meter.measure("gradcam", device):
+            ...
+
+    On CUDA memory is that of PyTorch's allocator. On the CPU it is the growth of
+    the process's peak resident set (Linux; zero elsewhere): memory that the
+    process held already and uses again does not count.
+    """
+
+    def __init__(self):
+        self.costs: dict[str, Cost] = {}
+
+    @contextmanager
+    def measure(self, name: str, device: torch.device) -> Iterator[None]:
+        before = _reset_peak(device)
+        start = time.perf_counter()
+        yield
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        cost = self.costs.setdefault(name, Cost())
+        cost.seconds += time.perf_counter() - start
+        cost.memory = max(cost.memory, _peak(device) - before)
+
+
+def _reset_peak(device: torch.device) -> int:
+    """Forget the peak so far; bytes held now."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
+        file.write("5")     # proc(5): the peak resident set size starts again at the present one
+    return _peak(device)
+
+
+def _peak(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError), open("/proc/self/status") as file:
+        for line in file:
+            if line.startswith("VmHWM:"):
+                return 1024 * int(line.split()[1])
+    return 0
