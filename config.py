@@ -6,7 +6,9 @@ commands keep working. Choices come from the registries. Parsing touches no disk
 """
 
 import argparse
+import itertools
 import math
+import sys
 from pathlib import Path
 
 import munch
@@ -20,6 +22,7 @@ from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 
+DEFAULT_ARCHITECTURE = "efficientnet_lite0"
 DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
 # What a YAML file never decides: a run's config.yaml repeats the run under another name.
 _OF_THE_COMMAND_LINE = ("resume", "eval_only", "override_cache", "dry_run", "config", "experiment_name")
@@ -88,11 +91,18 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {self.source}{message}\nsee python {self.prog} --help\n")
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Every default behind its flag, but for those that follow from elsewhere: their help says so itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def make_parser() -> argparse.ArgumentParser:
     """The command line, in the groups that --help shows."""
     parser = _Parser(prog="main.py", description="Train a classifier's sigmoid branch (Dual-CAM), draw class activation "
                      "maps and measure how well they localize. Without any flag: the embedded example.",
-                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                     formatter_class=_Help)
     _add_run(parser.add_argument_group("run"))
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("network and branches"))
@@ -147,7 +157,7 @@ def _add_data(group) -> None:
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--architecture", type=architecture, default="efficientnet_lite0", metavar="NAME",
+    add("--architecture", type=architecture, default=DEFAULT_ARCHITECTURE, metavar="NAME",
         help=f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or torchvision by its name")
     add("--classifier_form", choices=(*FORMS, "auto"), default="auto",
         help="of vgg16 and inception_v3: the form with extra convolutions and global average pooling (cam) or the "
@@ -254,7 +264,7 @@ def _add_wsol_methods(group) -> None:
 def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
     """The command line of evaluation.py, wsolevaluation's and ours; exit code 2 where it is wrong."""
     parser = _Parser(prog="evaluation.py", description="Measure how well saved score maps localize: 224 x 224 arrays in "
-                     "[0, 1], one .npy file an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                     "[0, 1], one .npy file an image.", formatter_class=_Help)
     add = parser.add_argument
     add("--scoremap_root", required=True, metavar="FOLDER", help="holds <image id>.npy or <image id without its "
         "extension>.npy, or a folder of such files for each row, such as scoremaps/test of a run")
@@ -277,6 +287,67 @@ def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
     if args.out and not Path(args.out).absolute().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
     return args
+
+
+# --------------------------------------------------------------------------- the command for single pictures
+
+def make_picture_parser() -> argparse.ArgumentParser:
+    """The command line of inference.py; what it shares with main.py are main.py's own flags."""
+    parser = _Parser(prog="inference.py", description="Show what a network looks at: class activation maps over "
+                     "pictures, a comparison grid for each, and its five likeliest classes.",
+                     formatter_class=_Help)
+    shared = {action.dest: action for action in make_parser()._actions}
+    add = parser.add_argument
+    add("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="picture files, and folders, searched with all below them")
+    add("--out", required=True, metavar="DIR", help="where grids, overlays and raw maps are written")
+    add("--ckpt", metavar="FILE",
+        help="checkpoint of this program, wsolevaluation or Dual-CAM; without one: ImageNet weights")
+    add("--class", dest="wanted_class", metavar="NAME_OR_INDEX",
+        help="the class to explain (default: the softmax head's prediction for each picture)")
+    _flag(parser, "--save_npy", "write raw maps, too: signed, at the target layer's resolution")
+    _flag(parser, "--override_cache", "replace files of an earlier call in DIR; others are never touched")
+    _flag(parser, "--skip_bad_images", "leave out pictures that cannot be read; each is named")
+    add("--batch_size", type=positive, default=16, help="pictures that go through the network together")
+    for name in ("architecture", "pretrained_path", "classifier_form", "last_layer", "large_feature_map", "methods",
+                 "heads", "perturb_batch", "alpha", "crop_size", "workers", "gpus", "debug"):
+        parser._add_action(shared[name])
+    # A checkpoint says these itself where the command line does not.
+    for name in ("architecture", "last_layer", "large_feature_map"):
+        shared[name].help += f" (default: the checkpoint's own, else {shared[name].default})"
+        shared[name].default = None
+    return parser
+
+
+def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
+    """The command line of inference.py as a checked munch.
+
+    None where a default depends on the network: architecture, last_layer, large_feature_map, heads. `own_choice`: the
+    methods were named one by one, so each is a must.
+    """
+    parser = make_picture_parser()
+    flags = {option for action in parser._actions if action.type is boolean for option in action.option_strings}
+    config = munch.munchify(vars(parser.parse_args(_flags_alone(sys.argv[1:] if argv is None else argv, flags))))
+    if config.ckpt and config.pretrained_path:
+        raise InputError("--ckpt and --pretrained_path both name the network's weights; leave one out")
+    config.own_choice = config.methods not in (None, ["all"])
+    if not config.own_choice:
+        config.methods = list(CAM_METHODS if config.methods else DEFAULT_METHODS)
+    _check_names("methods", config.methods, CAM_METHODS)
+    if config.heads is not None:
+        _check_names("heads", config.heads, HEADS)
+    _check_gpus(config.gpus)
+    return config
+
+
+def _flags_alone(argv: list[str], flags: set[str]) -> list[str]:
+    """`--save_npy cat.jpg` → `--save_npy=TRUE cat.jpg`: the file behind a boolean is not its value."""
+    def is_boolean(word: str) -> bool:
+        try:
+            return boolean(word) in (True, False)
+        except argparse.ArgumentTypeError:
+            return False
+    return [f"{word}=TRUE" if word in flags and not is_boolean(following) else word
+            for word, following in itertools.pairwise([*argv, ""])]
 
 
 # --------------------------------------------------------------------------- parsing
@@ -381,7 +452,7 @@ def complete(config: munch.Munch) -> munch.Munch:
         "vanilla_epochs": config.epochs,
         "augment": dataset_facts(config.dataset_name).augment,
         "methods": [config.method] if config.method else list(DEFAULT_METHODS),
-        "heads": ["softmax", "softmax_clamped", "sigmoid_clamped"] if b2 else ["softmax"],
+        "heads": default_heads(b2),
         "wandb": bool(config.project or config.wandb_name),
     }
     for key, value in fill.items():
@@ -396,13 +467,14 @@ def complete(config: munch.Munch) -> munch.Munch:
     return config
 
 
+def default_heads(dual: bool) -> list[str]:
+    """The rows of a network with (dual) or without a sigmoid branch."""
+    return ["softmax", "softmax_clamped", "sigmoid_clamped"] if dual else ["softmax"]
+
+
 def _check(config: munch.Munch) -> None:
-    for flag, values, known in (("methods", config.methods, CAM_METHODS), ("heads", config.heads, HEADS)):
-        for value in values:
-            if value not in known:
-                raise InputError(f"--{flag}: unknown name '{value}'{nearest(value, known)} (known: {', '.join(known)})")
-        if not values:
-            raise InputError(f"--{flag} names nothing (known: {', '.join(known)})")
+    _check_names("methods", config.methods, CAM_METHODS)
+    _check_names("heads", config.heads, HEADS)
     wants_branch = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":
         if wants_branch:
@@ -428,11 +500,23 @@ def _check(config: munch.Munch) -> None:
     plain_name("--dataset_name", config.dataset_name)
     if config.experiment_name is not None:
         plain_name("--experiment_name", config.experiment_name)
+    _check_gpus(config.gpus)
+
+
+def _check_names(flag: str, values, known) -> None:
+    for value in values:
+        if value not in known:
+            raise InputError(f"--{flag}: unknown name '{value}'{nearest(value, known)} (known: {', '.join(known)})")
+    if not values:
+        raise InputError(f"--{flag} names nothing (known: {', '.join(known)})")
+
+
+def _check_gpus(text: str) -> None:
     try:
-        if min(gpu_indices(config.gpus)) < 0:
+        if min(gpu_indices(text)) < 0:
             raise ValueError
     except ValueError:
-        raise InputError(f"--gpus '{config.gpus}' is not a list of device indices such as 0 or 0,1") from None
+        raise InputError(f"--gpus '{text}' is not a list of device indices such as 0 or 0,1") from None
 
 
 def gpu_indices(text: str) -> list[int]:

@@ -22,12 +22,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from config import parse_evaluation_args
 from data_loaders import SplitMetadata, check_masks, load_mask, read_split
-from wsol import reporting
+from wsol import command, reporting
 from wsol.cam import Row, ScoreMaps
 from wsol.datasets.masks import load_mask_image  # noqa: F401  (one of wsolevaluation's names, as those below)
 from wsol.errors import InputError
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
 from wsol.progress import progress
+from wsol.run_folder import start_log
 from wsol.scoremap_files import find_rows, load_scoremap
 from wsol.wsolevaluation import (  # noqa: F401
     BoxEvaluator,
@@ -297,6 +298,7 @@ def evaluate_wsol(scoremap_root: str, metadata_root: str, mask_root: str, datase
 def main(argv: list[str] | None = None) -> dict:
     """Measure saved maps, print the table, write --out; returns what that holds."""
     args = parse_evaluation_args(argv)
+    start_log(keep=False)
     start = time.perf_counter()
     splits = find_saved(args)
     evaluation, val = (evaluate_saved(
@@ -340,17 +342,8 @@ def find_saved(args) -> list[tuple[SplitMetadata, dict[Row, list[Path]]] | None]
 
 
 def run_from_shell() -> int:
-    """main() with the exit codes of a command: 0, 2 for bad input, 130 for Ctrl-C."""
-    sys.stdout.reconfigure(errors="replace")
-    try:
-        main()
-        return 0
-    except (InputError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    """main() with the exit codes of a command."""
+    return command.run(main)
 
 
 if __name__ == "__main__":

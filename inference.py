@@ -1,18 +1,52 @@
-"""Loader + model + CAM methods → score maps."""
+"""Loader + model + CAM methods → score maps; and a command that shows what a network looks at in any picture.
+
+    python inference.py photo.jpg --out maps                               # the embedded ImageNet network
+    python inference.py photos/ --out maps --methods all --class "tabby cat" --save_npy
+    python inference.py photos/ --out maps --ckpt experiments/run-1/last_checkpoint.pth.tar
+    python inference.py photo.jpg --out maps --architecture resnet50 --pretrained_path resnet50-0676ba61.pth
+
+For each picture it prints the five likeliest classes and writes, under the picture's name,
+`DIR/grid/` (a comparison of all maps), `DIR/<method>_<head>[_clamped]/` (overlays) and there, with --save_npy, the raw
+maps: signed float32 at the target layer's resolution.
+
+The network sees the whole picture squeezed to crop_size x crop_size, as in evaluation, which any network takes; maps
+are stretched back and drawn over the picture in its own size and proportions.
+"""
 
 import io
-from collections.abc import Iterator, Sequence
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader
+from tqdm.contrib.logging import logging_redirect_tqdm
 
-from wsol.cam import CamExtractor, ScoreMaps, to_scoremaps
+from config import DEFAULT_ARCHITECTURE, default_heads, gpu_indices, parse_picture_args
+from data_loaders import Pictures, check_picture, dataset_facts, load_picture
+from wsol import build, checkpoint, command, visualize
+from wsol.backbones import get_architecture
+from wsol.cam import CamExtractor, Row, ScoreMaps, rows, to_scoremaps
+from wsol.classes import find_class, imagenet_names, imagenet_synonyms
+from wsol.datasets.files import broken_files
+from wsol.datasets.folder import SUFFIXES
 from wsol.dual_head import Classifier
+from wsol.errors import InputError
 from wsol.metrics.boxes import RESOLUTION
 from wsol.progress import progress
-from wsol.training import to_device
+from wsol.restore import restore, settle_form, try_out
+from wsol.run_folder import log, start_log
+from wsol.scoremap_files import file_stems
+from wsol.training import select_device, to_device
+
+TOP = 5     # classes that are printed and drawn
+MOST_NAMED = 20     # bad pictures that are named
 
 
 def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[str], heads: Sequence[str],
@@ -43,8 +77,274 @@ def save_scoremaps(batch: ScoreMaps, names: Sequence[str], folder: Path) -> None
     """Write `<folder>/<method>_<head>[_clamped]/<name>`, the very float32 arrays that are evaluated."""
     for row, maps in batch.maps.items():
         for index, scoremap in zip(batch.indices, maps, strict=True):
-            path = folder / str(row) / names[index]
-            path.parent.mkdir(parents=True, exist_ok=True)
-            content = io.BytesIO()      # np.save to a full disk raises an error that does not say so
-            np.save(content, scoremap)
-            path.write_bytes(content.getvalue())
+            write(folder / str(row) / names[index], npy(scoremap))
+
+
+def npy(array: np.ndarray) -> bytes:
+    """What np.save writes; written by itself to a full disk it raises an error that does not say so."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    """An (H, W, 3) uint8 RGB image as a JPEG file with colours at full resolution."""
+    content = io.BytesIO()
+    Image.fromarray(pixels).save(content, "jpeg", quality=90, subsampling=0)
+    return content.getvalue()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file, the folders above it made; InputError where that cannot be."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+# --------------------------------------------------------------------------- the command: any picture, any network
+
+class Picture(NamedTuple):
+    """path: the file; stem: what its results are called below --out."""
+    path: Path
+    stem: str
+
+
+class Explanation(NamedTuple):
+    """What is drawn of one picture.
+
+    subject: the class explained, in words; classes: (name, probability), likeliest first; maps: row → score map in
+    [0, 1]; raw: row → raw map; silent: rows whose map is constant or not finite.
+    """
+    picture: Picture
+    subject: str
+    classes: list[tuple[str, float]]
+    maps: Mapping[Row, np.ndarray]
+    raw: Mapping[Row, np.ndarray]
+    silent: list[Row]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Find the pictures, build the network, explain; nothing is written before all of them are known to be good."""
+    config = parse_picture_args(argv)
+    start_log(config.debug, keep=False)
+    out = Path(config.out)
+    pictures = find_pictures(config.pictures, out)
+    saved = checkpoint.Found("eval", config.ckpt) if config.ckpt else None
+    model = build_model(config, saved)
+    names, synonyms = class_names(model, saved)
+    class_id = None if config.wanted_class is None else find_class(config.wanted_class, names, synonyms)
+    good = leave_out_bad(pictures, config.skip_bad_images, config.workers)
+    check_free(out, good, rows(config.methods, config.heads), config.save_npy, config.override_cache)
+
+    device = select_device(gpu_indices(config.gpus))
+    facts = get_architecture(config.architecture)
+    dataset = Pictures([picture.path for picture in good], config.crop_size, facts.mean, facts.std)
+    loader = DataLoader(dataset, config.batch_size, num_workers=workers_for(len(good), config))
+    model = model.to(device, memory_format=torch.channels_last)
+    with logging_redirect_tqdm([log]), ThreadPoolExecutor(max(config.workers, 1)) as pool:
+        for batch in explain(model, loader, good, config.methods, config.heads, device, class_id, names,
+                             perturb_batch=config.perturb_batch, alpha=config.alpha):
+            for explanation in batch:
+                report(explanation)
+            list(pool.map(lambda explanation: draw(explanation, config.heads, out, config.save_npy), batch))
+    left_out = f", {len(pictures) - len(good)} left out" if len(good) < len(pictures) else ""
+    log.info("pictures: %d%s; grids are in %s, overlays beside it", len(good), left_out, out / "grid")
+
+
+def find_pictures(places: Sequence[str], out: Path) -> list[Picture]:
+    """The files named and, in order, those below the folders named: each once, each under a stem of its own.
+
+    Hidden files and what lies in `out` are passed over. A stem is the path below the folder named; where two would be
+    alike, so much of the path before it as tells them apart.
+
+    Raises:
+        InputError: a path does not exist, or a folder holds no picture.
+    """
+    files: dict[str, Path] = {}     # absolute path → the path as it was named
+    ids: dict[str, str] = {}        # absolute path → the stem, its extension still on
+    for place in map(Path, places):
+        if place.is_file():
+            below = [place]
+        elif place.is_dir():
+            below = _pictures_below(place, out)
+        else:
+            raise InputError(f"{place} is missing: there is no such picture or folder")
+        for path in below:
+            files.setdefault(os.path.abspath(path), path)
+            ids.setdefault(os.path.abspath(path), path.name if path == place else path.relative_to(place).as_posix())
+    while alike := {image_id for image_id, times in Counter(ids.values()).items() if times > 1}:
+        for path, image_id in ids.items():
+            if image_id in alike:
+                ids[path] = "/".join(Path(path).parts[1:][-image_id.count("/") - 2:])
+    return [Picture(path, stem) for path, stem in zip(files.values(), file_stems(list(ids.values())), strict=True)]
+
+
+def _pictures_below(folder: Path, out: Path) -> list[Path]:
+    """Files with a picture's suffix at any depth, sorted; not the hidden ones, nor those in `out`."""
+    own = Path(os.path.abspath(out))
+    found = [path for path in sorted(folder.rglob("*"))
+             if path.suffix.lower() in SUFFIXES and path.is_file() and own not in Path(os.path.abspath(path)).parents
+             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    if not found:
+        raise InputError(f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def leave_out_bad(pictures: Sequence[Picture], skip: bool, workers: int) -> list[Picture]:
+    """The pictures that can be decoded; InputError for the first that cannot, or with `skip` only if none can."""
+    bad = broken_files(lambda i: check_picture(pictures[i].path), range(len(pictures)), "decoding", workers)
+    if bad and (not skip or len(bad) == len(pictures)):
+        first, more = next(iter(bad.values())), f" (bad, too: {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise InputError(first + more)
+    for reason in list(bad.values())[:MOST_NAMED]:
+        log.warning("left out: %s", reason)
+    if len(bad) > MOST_NAMED:
+        log.warning("left out: %d more", len(bad) - MOST_NAMED)
+    return [picture for i, picture in enumerate(pictures) if i not in bad]
+
+
+def check_free(out: Path, pictures: Sequence[Picture], wanted: Sequence[Row], raw: bool, override: bool) -> None:
+    """InputError if `out` is no folder, or if a file that will be written is there and may not be replaced."""
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {above} is a file, not a folder")
+    for picture in () if override else pictures:
+        for path in paths_of(out, picture, wanted, raw):
+            if path.exists():
+                raise InputError(f"{path} exists; replace what an earlier call wrote with --override_cache, or choose "
+                                 "another --out")
+
+
+def paths_of(out: Path, picture: Picture, wanted: Sequence[Row], raw: bool) -> list[Path]:
+    """The files that are written for one picture: the grid, then each row's overlay, then the raw maps."""
+    return [out / folder / f"{picture.stem}{suffix}" for suffix, folders in
+            ((".jpg", ["grid", *map(str, wanted)]), (".npy", map(str, wanted if raw else ()))) for folder in folders]
+
+
+def build_model(config, saved: checkpoint.Found | None) -> Classifier:
+    """The network with its weights; fills in what the command line left to the checkpoint and the network.
+
+    Raises:
+        InputError: the network, its checkpoint and what is asked of them do not fit together.
+    """
+    facts = saved.facts if saved is not None else {}
+    for key, default in (("architecture", DEFAULT_ARCHITECTURE), ("last_layer", "fc"), ("large_feature_map", False)):
+        if config[key] is None:
+            config[key] = facts.get(key, default)
+    config.classifier_form = settle_form(config.architecture, config.classifier_form, config.methods, saved,
+                                         otherwise="original" if saved is None else None)
+    model = build(config.architecture, pretrained=saved is None, pretrained_path=config.pretrained_path,
+                  classifier_form=config.classifier_form, last_layer=config.last_layer,
+                  large_feature_map=config.large_feature_map, image_size=config.crop_size)
+    if saved is not None:
+        model = restore(model, saved, dual=checkpoint.holds_branch(model, saved.tensors))
+    elif model.head_is_new:
+        raise InputError(f"there are no ImageNet weights for the head of {config.architecture} as asked for; give "
+                         "--ckpt, or --classifier_form original")
+    config.heads = config.heads or default_heads(model.sigmoid_head is not None)
+    needs_branch = next((head for head in config.heads if head.startswith("sigmoid")), None)
+    if needs_branch and model.sigmoid_head is None:
+        raise InputError(f"--heads {needs_branch} needs a sigmoid branch, and {config.ckpt or 'the ImageNet network'} "
+                         "has none; give the --ckpt of a b2 run")
+    config.methods = methods_for(model, config)
+    return model
+
+
+def methods_for(model: Classifier, config) -> list[str]:
+    """The methods asked for; where none was asked for by name, those that this network's head allows."""
+    if config.own_choice:
+        try_out(model, config.methods, config.crop_size)
+        return config.methods
+    model.check_image_size(config.crop_size)
+    usable = []
+    for method in config.methods:
+        try:
+            try_out(model, [method], config.crop_size)
+            usable.append(method)
+        except InputError as error:
+            log.info("%s is left out: %s", method, error)
+    return usable
+
+
+def class_names(model: Classifier, saved: checkpoint.Found | None) -> tuple[list[str], list[list[str]] | None]:
+    """Names of the network's classes, and synonyms where they are ImageNet's.
+
+    A checkpoint of 1000 classes that does not name its data set is taken for one of ILSVRC.
+    """
+    trained_on = "ILSVRC" if saved is None else saved.content.get("dataset_name", "ILSVRC")
+    if model.num_classes == len(imagenet_names()) and dataset_facts(trained_on).imagenet:
+        return imagenet_names(), imagenet_synonyms()
+    return saved.class_names(model.head_name, []), None
+
+
+def workers_for(pictures: int, config) -> int:
+    """Processes that decode; none for a single batch, which would be done before they have started."""
+    return min(config.workers, len(os.sched_getaffinity(0))) if pictures > config.batch_size else 0
+
+
+def explain(model: Classifier, loader: DataLoader, pictures: Sequence[Picture], methods: Sequence[str],
+            heads: Sequence[str], device: torch.device, class_id: int | None,
+            names: Sequence[str], **settings) -> Iterator[list[Explanation]]:
+    """Explanations, batch by batch, from one forward pass each.
+
+    Args:
+        loader: gives (images (B, 3, H, W), indices into pictures).
+        class_id: the class explained; None: the softmax head's prediction.
+        settings: perturb_batch and alpha of CamExtractor.
+    """
+    with CamExtractor(model, methods, heads=heads, **settings) as extract:
+        for images, indices in progress(loader, "pictures"):
+            raw = extract(to_device(images, device), None if class_id is None else torch.full((len(images),), class_id))
+            finished = {row: to_scoremaps(maps, row.method, tuple(images.shape[-2:])) for row, maps in raw.items()}
+            scores, ranked = extract.output.logits.float().cpu().softmax(dim=1).sort(dim=1, descending=True)
+            raw = {row: maps.cpu().numpy() for row, maps in raw.items()}
+            maps = {row: found.cpu().numpy() for row, (found, _) in finished.items()}
+            silent = {row: bad.cpu().numpy() for row, (_, bad) in finished.items()}
+            yield [Explanation(pictures[index], _subject(ranked[i], class_id, names),
+                               [(names[k], float(p)) for k, p in zip(ranked[i, :TOP], scores[i, :TOP], strict=True)],
+                               {row: found[i] for row, found in maps.items()},
+                               {row: found[i] for row, found in raw.items()},
+                               [row for row, bad in silent.items() if bad[i]])
+                   for i, index in enumerate(indices.tolist())]
+
+
+def _subject(ranked: torch.Tensor, class_id: int | None, names: Sequence[str]) -> str:
+    if class_id is None:
+        return f"{names[ranked[0]]}, the likeliest class"
+    place = int((ranked == class_id).nonzero()) + 1
+    return f"{names[class_id]}, number {place} of {len(names)} classes"
+
+
+def report(explanation: Explanation) -> None:
+    """Print what the network takes a picture for."""
+    log.info("%s: maps of %s", explanation.picture.path, explanation.subject)
+    for name, probability in explanation.classes:
+        log.info("    %5.1f %%  %s", 100 * probability, name)
+    if explanation.silent:
+        log.warning("    no map, as it is constant or not finite: %s", ", ".join(map(str, explanation.silent)))
+
+
+def draw(explanation: Explanation, heads: Sequence[str], out: Path, raw: bool) -> None:
+    """Write a picture's grid, overlays and, with `raw`, its raw maps. The file is decoded anew: a batch of large
+    photographs would not fit into memory."""
+    image = np.asarray(load_picture(explanation.picture.path))
+    wanted = list(explanation.maps)
+    grid, *others = paths_of(out, explanation.picture, wanted, raw)
+    heading = f"Maps of {explanation.subject}: {explanation.picture.path.name}"
+    write(grid, jpeg(visualize.contact_sheet(image, heading, explanation.classes, explanation.maps, heads,
+                                             explanation.silent)))
+    for row, path in zip(wanted, others[:len(wanted)], strict=True):
+        write(path, jpeg(visualize.overlay(image, explanation.maps[row])))
+    for row, path in zip(wanted, others[len(wanted):], strict=False):
+        write(path, npy(explanation.raw[row]))
+
+
+def run_from_shell() -> int:
+    """main() with the exit codes of a command."""
+    return command.run(main)
+
+
+if __name__ == "__main__":
+    sys.exit(run_from_shell())

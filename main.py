@@ -7,7 +7,6 @@
 """
 
 import contextlib
-import errno
 import sys
 import tempfile
 import time
@@ -20,13 +19,14 @@ from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, 
                           load_mask, make_loader, set_epoch)
 from evaluation import Evaluation
 from inference import compute_scoremaps, save_scoremaps
-from wsol import build, checkpoint, dualize, reporting, training, visualize
-from wsol.backbones import get_architecture, new_classes
-from wsol.cam import CamExtractor, get_method, rows
+from wsol import build, checkpoint, command, dualize, reporting, training, visualize
+from wsol.backbones import get_architecture
+from wsol.cam import rows
 from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import OBJECTIVES, Objective
+from wsol.restore import restore, settle_form, try_out
 from wsol.run_folder import RunFolder, log, log_to, start_log
 from wsol.scoremap_files import scoremap_names
 
@@ -77,7 +77,7 @@ def configure(argv: list[str] | None):
     saved = find_checkpoint(config, run)
     if saved is not None and saved.role == "eval":
         config = adopt(config, saved.facts)
-    choose_form(config, saved)
+    config.classifier_form = settle_form(config.architecture, config.classifier_form, config.methods, saved)
     return config, run, saved
 
 
@@ -123,12 +123,11 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
         return model if model.head_is_new or not b2 else branch_out(config, model)
     if saved.role == "eval":
         data.class_names = saved.class_names(model.head_name, data.class_names)
-        if model.num_classes != data.num_classes:
-            new_classes(model, data.num_classes)
+        return restore(model, saved, dual=b2)
     if saved.role == "start":
         checkpoint.load_state_dict(model, saved.tensors, saved.path, branch=False)
         return branch_out(config, model) if b2 else model
-    if b2 and not (saved.role == "resume" and saved.content.get("stage") == "vanilla"):
+    if b2 and saved.content.get("stage") != "vanilla":
         model = dualize(model)
     checkpoint.load_state_dict(model, saved.tensors, saved.path)
     return model
@@ -140,34 +139,8 @@ def build_network(config, saved: checkpoint.Found | None, num_classes: int | Non
                   pretrained_path=config.pretrained_path, classifier_form=config.classifier_form,
                   last_layer=config.last_layer, large_feature_map=config.large_feature_map,
                   image_size=config.crop_size)
-    try_out(config, model)
+    try_out(model, config.methods, config.crop_size)
     return model
-
-
-def choose_form(config, saved: checkpoint.Found | None) -> None:
-    """Settle --classifier_form auto: what the checkpoint holds, else cam if the methods contain cam, else original."""
-    entry = get_architecture(config.architecture)
-    held = None
-    if saved is not None:
-        saved.check_architecture(config.architecture)
-        held = saved.classifier_form(entry)
-    if config.classifier_form == "auto":
-        config.classifier_form = held or ("cam" if "cam" in config.methods else "original")
-        if entry.has_two_forms:
-            why = f"{saved.path} holds it" if held else f"the methods are {','.join(config.methods)}"
-            log.info("--classifier_form auto: %s has its %s form, as %s", config.architecture, config.classifier_form, why)
-    elif entry.has_two_forms and held not in (None, config.classifier_form):
-        raise InputError(f"{saved.path} holds the {held} form of {config.architecture}, not the {config.classifier_form} "
-                         f"form; give --classifier_form {held}, or auto")
-
-
-def try_out(config, model: Classifier) -> None:
-    """InputError now, not after training, if the network does not take such images or its head gives no `cam`."""
-    model.check_image_size(config.crop_size)
-    of_weights = [method for method in config.methods if get_method(method).pooled]
-    if of_weights:
-        with CamExtractor(model, of_weights) as extract:
-            extract(torch.zeros(1, 3, config.crop_size, config.crop_size))
 
 
 def branch_out(config, model: Classifier) -> Classifier:
@@ -337,30 +310,8 @@ def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) 
 
 
 def run_from_shell() -> int:
-    """main() with the exit codes of a command: 0, 2 for bad input, 130 for Ctrl-C."""
-    sys.stdout.reconfigure(errors="replace")    # a terminal without Greek still gets its table
-    try:
-        main()
-        return 0
-    except InputError as error:
-        return fail(str(error))
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        return fail(f"cannot write {error.filename or 'a file of the run'}: {error.strerror}")
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "allocate memory" not in str(error):
-            raise
-        return fail(f"out of memory ({str(error).splitlines()[0]}); try a smaller --batch_size or --crop_size")
-    except KeyboardInterrupt:
-        log.info("stopped; a run goes on with --resume and its folder's name as --experiment_name")
-        return 130
-
-
-def fail(message: str) -> int:
-    log.debug("stopped by an error", exc_info=True)
-    print(f"error: {message}", file=sys.stderr)
-    return 2
+    """main() with the exit codes of a command."""
+    return command.run(main, "stopped; a run goes on with --resume and its folder's name as --experiment_name")
 
 
 if __name__ == "__main__":

@@ -90,6 +90,13 @@ def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, 
             expected[name].copy_(tensor)    # state_dict's tensors are the model's own
 
 
+def holds_branch(model: Classifier, tensors: dict[str, Tensor]) -> bool:
+    """Is there a sigmoid branch for this network, under any of its published names, among these tensors?"""
+    prefix = sigmoid_name(model.head_name) + "."
+    own = {name.split(".")[0] for name in model.network.state_dict()}
+    return any(name.startswith(prefix) for name in _plain_names(tensors, prefix, own))
+
+
 def _plain_names(tensors: dict[str, Tensor], prefix: str, own: set[str]) -> dict[str, Tensor]:
     """Without `module.`; a branch under another published name (that is no layer of the network) under `prefix`."""
     plain = {}
@@ -212,14 +219,19 @@ class Found:
         """The form of an Architecture that the checkpoint holds; None where it does not tell."""
         return entry.form_of(self.tensors) or self.content.get("classifier_form")
 
-    def class_names(self, head_name: str, of_data: list[str]) -> list[str]:
-        """Names of all classes the checkpoint decides between; InputError if the data set has more."""
+    def num_classes(self, head_name: str) -> int:
+        """The number of classes the checkpoint decides between; InputError if it holds no such head."""
         tensors = {name.removeprefix("module."): tensor for name, tensor in self.tensors.items()}
         widths = [t.shape[0] for n, t in tensors.items() if n.startswith(f"{head_name}.") and n.endswith("weight")]
         if not widths:
             raise InputError(f"{self.path} holds no classification head '{head_name}'; check --architecture")
-        if len(of_data) > widths[-1]:
-            raise InputError(f"{self.path} decides between {widths[-1]} classes, but the data set has {len(of_data)}; "
+        return widths[-1]
+
+    def class_names(self, head_name: str, of_data: list[str]) -> list[str]:
+        """Names of all classes the checkpoint decides between; InputError if the data set has more."""
+        width = self.num_classes(head_name)
+        if len(of_data) > width:
+            raise InputError(f"{self.path} decides between {width} classes, but the data set has {len(of_data)}; "
                              "check --dataset_name, or train on this data set")
         known = self.content.get("class_names") or of_data
-        return [*known, *(f"class {k}" for k in range(len(known), widths[-1]))]
+        return [*known, *(f"class {k}" for k in range(len(known), width))]

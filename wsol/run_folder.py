@@ -185,8 +185,8 @@ log = logging.getLogger("dualcam")
 _early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
 
 
-def start_log(debug: bool = False) -> None:
-    """Log to the console; lines are kept for log.txt until the run folder exists."""
+def start_log(debug: bool = False, keep: bool = True) -> None:
+    """Log to the console; with `keep`, lines are kept for log.txt until the run folder exists."""
     log.handlers.clear()
     logging.raiseExceptions = False     # a full disk or a closed pipe must not bury the one line that says so
     log.setLevel(logging.DEBUG if debug else logging.INFO)
@@ -196,7 +196,8 @@ def start_log(debug: bool = False) -> None:
     _early.setTarget(None)
     _early.buffer.clear()
     log.addHandler(console)
-    log.addHandler(_early)
+    if keep:
+        log.addHandler(_early)
 
 
 def log_to(run: RunFolder) -> None:

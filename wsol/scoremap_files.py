@@ -24,12 +24,17 @@ from wsol.metrics.boxes import RESOLUTION
 _NOT_READABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile)
 
 
-def scoremap_names(image_ids: Sequence[str]) -> list[str]:
-    """File names for the maps of images: the id without its extension + .npy, or the whole id + .npy where two ids
+def file_stems(image_ids: Sequence[str]) -> list[str]:
+    """What files about images are called, their extension apart: the id without its own, or the whole id where two ids
     differ in their extension only."""
     stems = [str(Path(image_id).with_suffix("")) for image_id in image_ids]
     counts = Counter(stems)
-    return [(stem if counts[stem] == 1 else image_id) + ".npy" for stem, image_id in zip(stems, image_ids, strict=True)]
+    return [stem if counts[stem] == 1 else image_id for stem, image_id in zip(stems, image_ids, strict=True)]
+
+
+def scoremap_names(image_ids: Sequence[str]) -> list[str]:
+    """File names for the maps of images: `file_stems` + .npy."""
+    return [f"{stem}.npy" for stem in file_stems(image_ids)]
 
 
 def find_rows(root: Path, image_ids: Sequence[str]) -> dict[Row, list[Path]]:

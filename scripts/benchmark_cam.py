@@ -1,0 +1,375 @@
+"""What do class activation maps cost? Each method and sets of methods, beside grad-cam and torchcam, in forward passes.
+
+    python scripts/benchmark_cam.py                                     # ResNet-50 with random weights, every method
+    python scripts/benchmark_cam.py --methods gradcam,layercam --batch_size 4 --threads 1 --repeats 11
+    python scripts/benchmark_cam.py --architecture resnet18 --device cuda --batch_size 32
+    python scripts/benchmark_cam.py --methods gradcam,scorecam --two_heads
+
+All three get the same network, images and classes (the predicted ones) in the same run, and each hands over maps in
+[0, 1] of the images' size on the CPU. A library's objects are made and taken down inside the measurement, for their
+hooks would slow the others. grad-cam and torchcam are optional (tests/requirements.txt).
+
+Time: medians over --repeats; in each repeat every library runs right behind a plain forward pass of the same images
+(no autograd), and "x forward" is the median of those ratios, so what else the machine does falls on both. What takes
+longer than --once seconds when it warms up is not repeated: its time is then that of the warm-up, its CPU memory is not
+measured. Score-CAM and Ablation-CAM run the network once a channel: on a CPU, choose --methods or a small network.
+
+Passes: images that went through the network's first layer, as multiples of the batch. Re-running only the layers
+behind the target layer is no pass; its time counts, of course.
+
+Memory: the growth above what network and images take. CUDA: torch.cuda.max_memory_allocated of the timed runs. CPU: a
+process of its own for each figure runs a forward pass to warm up, gives freed memory back to the system, resets the
+kernel's peak counter (/proc/self/clear_refs) and runs once; the figure is VmHWM at the end minus VmRSS before. Blocks
+from 64 KiB up are returned when freed (MALLOC_MMAP_THRESHOLD_), so that one run does not live on another's leavings.
+"""
+
+import argparse
+import copy
+import ctypes
+import gc
+import importlib
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+os.environ["TQDM_DISABLE"] = "1"        # grad-cam draws a bar for each image
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import torch  # noqa: E402 - the lines above make the project importable
+from tabulate import tabulate  # noqa: E402
+from torch.nn import functional as F  # noqa: E402
+
+from config import architecture, names, positive, rate, size  # noqa: E402
+from wsol import build, command, dualize  # noqa: E402
+from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps  # noqa: E402
+from wsol.errors import InputError  # noqa: E402
+from wsol.layout import find_layout  # noqa: E402
+
+FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "cam")
+TWO_HEADS = ("softmax", "sigmoid_clamped")
+LIBRARIES = {"ours": None, "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam.methods"}
+
+# Our method → its class in grad-cam and in torchcam; None: not there.
+PEERS = {
+    "cam": (None, "CAM"), "gradcam": ("GradCAM", "GradCAM"), "gradcam++": ("GradCAMPlusPlus", "GradCAMpp"),
+    "xgradcam": ("XGradCAM", "XGradCAM"), "layercam": ("LayerCAM", "LayerCAM"), "hirescam": ("HiResCAM", None),
+    "gradcamelementwise": ("GradCAMElementWise", None), "eigencam": ("EigenCAM", None),
+    "eigengradcam": ("EigenGradCAM", None), "kpcacam": ("KPCA_CAM", None), "scorecam": ("ScoreCAM", "ScoreCAM"),
+    "ablationcam": ("AblationCAM", None), "fullgrad": ("FullGrad", None), "fem": ("FEM", None),
+    "shapleycam": ("ShapleyCAM", None), "finercam": ("FinerCAM", "FinerCAM"),
+}
+# In a set of methods grad-cam's HiResCAM stands in for cam: behind pooling and a linear head both are one map.
+STAND_IN = {("grad-cam", "cam"): "HiResCAM"}
+
+
+class Task(NamedTuple):
+    """One thing to measure: these methods for these heads, in one call where the library can."""
+    library: str
+    methods: tuple[str, ...]
+    heads: tuple[str, ...] = ("softmax",)
+
+
+class Row(NamedTuple):
+    """A line of the table: a title and what each library does for it."""
+    title: str
+    tasks: list[Task]
+
+
+class Bench:
+    """Network, images and classes, alike for all.
+
+    Args:
+        device: "cpu" or "cuda". Weights and images are random but always the same.
+    """
+
+    def __init__(self, architecture: str, batch_size: int, image_size: int, device: str):
+        torch.manual_seed(0)
+        self.device = torch.device(device)
+        self.model = build(architecture, pretrained=False, classifier_form="cam", image_size=image_size)
+        self.model.to(self.device).eval()
+        self.network = self.model.network
+        self.dual = dualize(copy.deepcopy(self.model)).eval()
+        self.images = torch.randn(batch_size, 3, image_size, image_size, device=self.device)
+        self.passes = 0
+        self.class_ids = self.forward().argmax(dim=1)
+        first = self._first_layer()
+        for network in (self.network, self.dual.network):
+            network.get_submodule(first).register_forward_pre_hook(self._count)
+
+    def _count(self, _layer, inputs) -> None:
+        self.passes += len(inputs[0])
+
+    def _first_layer(self) -> str:
+        """The first layer to see an image, be it in a pass that the library steers layer by layer."""
+        seen = []
+        handles = [module.register_forward_hook(lambda _module, _inputs, _output, name=name: seen.append(name))
+                   for name, module in self.network.named_modules() if name and not list(module.children())]
+        self.forward()
+        for handle in handles:
+            handle.remove()
+        return seen[0]
+
+    @torch.no_grad()
+    def forward(self) -> torch.Tensor:
+        return self.network(self.images)
+
+    def run(self, task: Task) -> None:
+        """Maps of the task's methods, finished as each library's user gets them, on the CPU."""
+        if task.library == "ours":
+            return self._ours(task)
+        for method in task.methods:
+            kind = PEERS.get(method, (None, None))[task.library == "torchcam"] or STAND_IN[task.library, method]
+            {"grad-cam": self._grad_cam, "torchcam": self._torchcam}[task.library](kind)
+            self.network.zero_grad(set_to_none=True)
+        return None
+
+    def _ours(self, task: Task) -> None:
+        model = self.dual if any(head.startswith("sigmoid") for head in task.heads) else self.model
+        with CamExtractor(model, task.methods, heads=task.heads) as extract:
+            for row, maps in extract(self.images, self.class_ids).items():
+                to_scoremaps(maps, row.method, tuple(self.images.shape[-2:]))[0].cpu()
+
+    def _grad_cam(self, kind: str) -> None:
+        library = importlib.import_module(LIBRARIES["grad-cam"])
+        from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+        targets = [ClassifierOutputTarget(k) for k in self.class_ids.tolist()]
+        cam = getattr(library, kind)(model=self.network, target_layers=[self.model.target_layer],
+                                     reshape_transform=self._to_maps)
+        try:    # not `with`: it would swallow an IndexError
+            # FinerCAM compares only where it chooses the class itself, the predicted one.
+            cam(input_tensor=self.images, targets=None if kind == "FinerCAM" else targets)
+        finally:
+            getattr(cam, "base_cam", cam).activations_and_grads.release()
+
+    def _to_maps(self, activations: torch.Tensor) -> torch.Tensor:
+        return find_layout(tuple(activations.shape), tuple(self.images.shape[-2:])).to_maps(activations)
+
+    def _torchcam(self, kind: str) -> None:
+        library = importlib.import_module(LIBRARIES["torchcam"])
+        more = {"fc_layer": self.model.softmax_head} if kind == "CAM" else {}
+        with getattr(library, kind)(self.network, self.model.target_layer, **more) as extract:
+            maps = extract(self.class_ids.tolist(), self.network(self.images))[0]
+            F.interpolate(maps[:, None], self.images.shape[-2:], mode="bilinear").cpu()
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        self._wait()
+        start = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+# --------------------------------------------------------------------------- memory
+
+def cuda_growth(bench: Bench, work: Callable[[], object]) -> float:
+    """MiB that `work` takes on the GPU beyond what is held before it, at its peak."""
+    torch.cuda.reset_peak_memory_stats(bench.device)
+    before = torch.cuda.memory_allocated(bench.device)
+    work()
+    return (torch.cuda.max_memory_allocated(bench.device) - before) / 2 ** 20
+
+
+def cpu_growth(work: Callable[[], object]) -> float | None:
+    """MiB by which this process grows during `work`, at its peak; None where the kernel does not tell."""
+    gc.collect()
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")       # resets VmHWM
+    except (OSError, AttributeError):
+        return None
+    before = _status("VmRSS")
+    work()
+    return max(_status("VmHWM") - before, 0) / 1024
+
+
+def _status(key: str) -> int:
+    """A figure of /proc/self/status in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def growth_in_this_process(settings: tuple, threads: int | None, task: Task | None) -> float | None:
+    """What a child process does: cpu_growth of a task, or of a plain forward pass (None), behind a warm-up."""
+    if threads:
+        torch.set_num_threads(threads)
+    bench = Bench(*settings)
+    bench.forward()
+    if task is not None:
+        _is_installed(task.library)     # imports it: its code is not what a map costs
+    return cpu_growth(bench.forward if task is None else lambda: bench.run(task))
+
+
+def growth_in_children(settings: tuple, threads: int | None,
+                       tasks: Sequence[Task | None]) -> dict[Task | None, float | None]:
+    """cpu_growth of each task in a process of its own, forked from one that has imported all and run nothing."""
+    # The C library reads these when a process starts.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["__main__", *filter(None, LIBRARIES.values())])
+    found = {}
+    for task in tasks:
+        _tell(f"memory: {_describe(task)}")
+        with context.Pool(1) as pool:
+            found[task] = pool.apply(growth_in_this_process, (settings, threads, task))
+    return found
+
+
+# --------------------------------------------------------------------------- what is measured, and how
+
+def rows_to_measure(methods: Sequence[str], two_heads: bool) -> list[Row]:
+    """Each method by itself, then those of the five together: for one head by all, for two by us."""
+    single = TWO_HEADS if two_heads else TWO_HEADS[:1]
+    found = []
+    for method in methods:
+        peers = dict(zip(("grad-cam", "torchcam"), PEERS.get(method, (None, None)), strict=True))
+        found.append(Row(method + (", two heads" if two_heads else ""), [
+            Task("ours", (method,), single), *(Task(library, (method,)) for library, kind in peers.items() if kind)]))
+    together = tuple(method for method in FIVE if method in methods)
+    if len(together) > 1:
+        title = f"{'five' if together == FIVE else len(together)} methods"
+        found.append(Row(title, [Task(library, together) for library in LIBRARIES]))
+        found.append(Row(f"{title}, two heads", [Task("ours", together, TWO_HEADS)]))
+    return found
+
+
+class Measured(NamedTuple):
+    """seconds; ratio: of them to a forward pass; passes: through the trunk; memory: MiB, None where unknown."""
+    seconds: float
+    ratio: float
+    passes: float
+    memory: float | None
+
+
+def measure(bench: Bench, rows: Sequence[Row], repeats: int, once: float) -> tuple[dict[Task, Measured | str], float]:
+    """Each task's figures (memory on CUDA only), or in words why there are none; and the seconds of a forward pass."""
+    warm: dict[Task, tuple[float, float, float]] = {}
+    found: dict[Task, Measured | str] = {}
+    for task in (task for row in rows for task in row.tasks):
+        if not _is_installed(task.library):
+            found[task] = "not installed"
+            continue
+        _tell(f"warming up: {_describe(task)}")
+        bench.forward()
+        plain = bench.seconds(bench.forward)
+        bench.passes = 0
+        try:
+            warm[task] = bench.seconds(lambda task=task: bench.run(task)), plain, bench.passes / len(bench.images)
+        except Exception as error:      # a peer that cannot do this network is a result, too
+            if task.library == "ours":
+                raise
+            found[task] = f"fails: {type(error).__name__}"
+    times: dict[Task, list[tuple[float, float]]] = {task: [] for task in warm}
+    memory: dict[Task, float | None] = dict.fromkeys(warm)
+    for repeat in range(repeats):
+        _tell(f"repeat {repeat + 1} of {repeats}")
+        for task in (task for task, (seconds, _, _) in warm.items() if seconds <= once):
+            plain = bench.seconds(bench.forward)
+            times[task].append((bench.seconds(lambda task=task: bench.run(task)), plain))
+    if bench.device.type == "cuda":
+        memory = {task: cuda_growth(bench, lambda task=task: bench.run(task)) for task in warm}
+    for task, (first, plain, passes) in warm.items():
+        pairs = times[task] or [(first, plain)]
+        found[task] = Measured(statistics.median(t for t, _ in pairs), statistics.median(t / p for t, p in pairs),
+                               passes, memory[task])
+    forward = [p for pairs in times.values() for _, p in pairs] or [p for _, p, _ in warm.values()]
+    return found, statistics.median(forward)
+
+
+def _is_installed(library: str) -> bool:
+    try:
+        importlib.import_module(LIBRARIES[library] or "wsol")
+        return True
+    except ImportError:
+        return False
+
+
+def _describe(task: Task | None) -> str:
+    return "a forward pass" if task is None else f"{task.library}, {'+'.join(task.methods)}"
+
+
+def _tell(text: str) -> None:
+    """What goes on, on a terminal only: the table is what is printed."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+# --------------------------------------------------------------------------- the command
+
+def table(rows: Sequence[Row], found: dict[Task, Measured | str], memory_of_forward: float | None) -> str:
+    """A block for each row, a line for each library; the last column: the library's time over ours."""
+    lines = []
+    for row in rows:
+        ours = found[row.tasks[0]]
+        for task in row.tasks:
+            title = row.title if task is row.tasks[0] else ""
+            figures = found[task]
+            if isinstance(figures, str):
+                lines.append([title, task.library, figures])
+                continue
+            memory = figures.memory
+            times_memory = memory / memory_of_forward if memory is not None and memory_of_forward else None
+            lines.append([title, task.library, f"{figures.seconds:.3f}", f"{figures.ratio:.2f}", f"{figures.passes:g}",
+                          "-" if memory is None else f"{memory:.0f}",
+                          "-" if times_memory is None else f"{times_memory:.2f}",
+                          "" if task.library == "ours" else f"{figures.ratio / ours.ratio:.1f}"])
+        lines.append([])
+    heads = ["method", "library", "seconds", "x forward", "passes", "MiB", "x forward", "x ours"]
+    return tabulate(lines[:-1], heads, colalign=("left", "left", *["right"] * 6), disable_numparse=True)
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--architecture", type=architecture, default="resnet50", help="default: %(default)s, with random weights")
+    add("--batch_size", type=positive, default=2, help="default: %(default)s")
+    add("--image_size", type=size, default=224, help="default: %(default)s")
+    add("--methods", type=names, default=["all"], help=f"of {', '.join(CAM_METHODS)}; default: all")
+    add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--threads", type=positive, help="of the CPU; default: torch's own choice")
+    add("--two_heads", action="store_true", help="single methods of ours explain softmax and clamped sigmoid head")
+    add("--repeats", type=positive, default=5, help="default: %(default)s")
+    add("--once", type=rate, default=30.0, metavar="SECONDS",
+        help="slower tasks are not repeated; default: %(default)s")
+    add("--no_memory", action="store_true", help="leave out CPU memory, which takes a process for each figure")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = parse_args(argv)
+    methods = list(CAM_METHODS) if args.methods == ["all"] else [get_method(name).name for name in args.methods]
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA device")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    settings = args.architecture, args.batch_size, args.image_size, args.device
+    rows = rows_to_measure(methods, args.two_heads)
+    bench = Bench(*settings)
+    found, forward = measure(bench, rows, args.repeats, args.once)
+    memory_of_forward = None
+    if args.device == "cuda":
+        memory_of_forward = cuda_growth(bench, bench.forward)
+    elif not args.no_memory:
+        measured = [task for task, figures in found.items()
+                    if isinstance(figures, Measured) and figures.seconds <= args.once]
+        growth = growth_in_children(settings, args.threads, [None, *measured])
+        memory_of_forward = growth[None]
+        found |= {task: found[task]._replace(memory=growth[task]) for task in measured}
+    _tell("")
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{args.architecture}, {args.batch_size} x {args.image_size} x {args.image_size}, {where}, torch "
+          f"{torch.__version__}; medians of {args.repeats}")
+    print(f"one forward pass: {forward:.3f} s" + (f", {memory_of_forward:.0f} MiB" if memory_of_forward else "") + "\n")
+    print(table(rows, found, memory_of_forward))
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
