@@ -206,6 +206,8 @@ def _add_maps(group) -> None:
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison")
+    add("--bootstrap", type=count, default=1000, metavar="N",
+        help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
 
 

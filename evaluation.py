@@ -11,15 +11,22 @@ from torch import Tensor
 from data_loaders import SplitMetadata, load_mask
 from wsol.cam import Row, ScoreMaps
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
+from wsol.metrics.records import MAX_PIXEL_IMAGES
+from wsol.per_image import PerImage, RowOutcomes
+from wsol.run_folder import log
 
 
 class Localization:
-    """The metrics that a split's annotation allows, for one row: boxes, masks, or both."""
+    """The metrics that a split's annotation allows, for one row: boxes, masks, or both.
 
-    def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float):
-        self.boxes = (BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold)
+    record: keep what each image did, for `outcomes`.
+    """
+
+    def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float,
+                 record: bool = False):
+        self.boxes = (BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold, record=record)
                       if metadata.boxes is not None else None)
-        self.pixels = PixelAveragePrecision(interval) if metadata.masks is not None else None
+        self.pixels = PixelAveragePrecision(interval, record=record) if metadata.masks is not None else None
         self.num_degenerate = 0
 
     def compute(self, val: "Localization | None" = None) -> dict:
@@ -30,6 +37,13 @@ class Localization:
         if self.pixels is not None and self.pixels.has_foreground:
             found |= self.pixels.compute()
         return found
+
+    def outcomes(self, order: Sequence[int], tau: dict) -> RowOutcomes:
+        """What each image did, in the given order of updates; tau: the row's thresholds, see `compute`."""
+        return RowOutcomes(
+            self.boxes.records.outcomes(order) if self.boxes is not None else None,
+            self.pixels.records.histograms(order) if self.pixels is not None and self.pixels.has_foreground else None,
+            {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau})
 
 
 class Evaluation:
@@ -42,18 +56,21 @@ class Evaluation:
             `--iou_threshold_list`, `--loc_threshold`.
         keep: indices of images whose maps are kept in `examples` for pictures.
         center: measure the centre baseline, too.
+        record: keep what each image did, for `per_image`.
     """
 
     def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
                  iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, keep: Sequence[int] = (),
-                 center: bool = True):
+                 center: bool = True, record: bool = False):
         self.metadata = metadata
-        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold)
+        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold, record=record)
         self.rows = {row: Localization(metadata, **settings) for row in rows}
         self.center = Localization(metadata, **settings) if center else None
         self.keep = set(keep)
         self.examples: dict[int, dict[Row, np.ndarray]] = {}
         self.hits: dict[str, int] = {}
+        self.record = record
+        self.images: dict[str, list[np.ndarray]] = {}   # of each batch: indices, labels, predictions, top1, top5
         self.num_images = 0
         self.seconds = 0.0
 
@@ -64,6 +81,10 @@ class Evaluation:
         correct = top_k_correct(batch.logits, batch.labels)
         for key, values in correct.items():
             self.hits[key] = self.hits.get(key, 0) + int(values.sum())
+        if self.record:
+            of_batch = {"indices": batch.indices, "labels": batch.labels, "predictions": predicted(batch.logits)}
+            for key, values in (of_batch | correct).items():
+                self.images.setdefault(key, []).append(np.asarray(values))
         boxes = masks = None
         if self.metadata.boxes is not None:
             boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
@@ -93,6 +114,27 @@ class Evaluation:
         return {"num_images": self.num_images,
                 "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
                 "rows": rows, "center": self.center.compute() if self.center is not None else {}}
+
+    def per_image(self, dataset: str, found: dict) -> PerImage:
+        """What each image did, in the split's order whatever the order of updates; found: what `compute` returned."""
+        if any(measured.pixels is not None and not measured.pixels.records.complete for measured in self.rows.values()):
+            log.warning("more than %s images with masks: PxAP gets no interval and no figure for each class",
+                        f"{MAX_PIXEL_IMAGES:,}")
+        images = {key: np.concatenate(parts) for key, parts in self.images.items()}
+        indices = images.pop("indices")
+        order = np.argsort(indices)
+        image_ids = [self.metadata.image_ids[i] for i in indices[order]]
+        images = {key: values[order] for key, values in images.items()}
+        rows = {str(row): measured.outcomes(order, entry.get("tau", {}))
+                for (row, measured), entry in zip(self.rows.items(), found["rows"], strict=True)}
+        return PerImage(dataset, self.metadata.split, image_ids, images.pop("labels"), images.pop("predictions"),
+                        images, rows, self.center.outcomes(order, {}) if self.center is not None else None)
+
+
+def predicted(logits: Tensor) -> np.ndarray:
+    """The class with the highest logit of (B, K): (B,) int64, -1 for an image with a logit that is not finite."""
+    finite = torch.isfinite(logits).all(dim=1)
+    return torch.where(finite, logits.argmax(dim=1), -1).numpy()
 
 
 def top_k_correct(logits: Tensor, labels: np.ndarray) -> dict[str, np.ndarray]:

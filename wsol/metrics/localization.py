@@ -21,8 +21,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from wsol.metrics.boxes import RESOLUTION, BestIoU, best_iou, match_boxes, scoremap_boxes, thresholds
+from wsol.metrics.records import BoxRecords, PixelRecords
 
 _V1_IOU = 50  # per cent: the IoU threshold of MaxBoxAcc, GT-Loc, Top-1 Loc and Top-5 Loc
+# Which contours a key of `BoxAccuracy.compute` looks at: all of them, or the largest alone.
+CONTOURS = dict.fromkeys(("maxboxacc", "maxboxacc_v2"), "multi") | dict.fromkeys(
+    ("maxboxacc_v1", "gt_loc", "top1_loc", "top5_loc", "gt_loc_best", "top1_loc_best", "gt_loc_val", "top1_loc_val"),
+    "single")
 
 
 def center_gaussian(size: int = RESOLUTION) -> np.ndarray:
@@ -60,11 +65,16 @@ def average_precision(foreground: np.ndarray, background: np.ndarray) -> float:
 
 
 class _CountingMetric:
-    """A metric whose state is a dict of int64 count arrays, added only where `settings` agree."""
+    """A metric whose state is a dict of int64 count arrays, added only where `settings` agree.
 
-    def __init__(self, settings: tuple, counts: dict[str, np.ndarray]):
+    `records` are kept beside the counts where asked for, see wsol/metrics/records.py. They are no part of the state,
+    which is summed over processes: `merge` joins those of shards, and `load_state` leaves them as they are.
+    """
+
+    def __init__(self, settings: tuple, counts: dict[str, np.ndarray], records: BoxRecords | PixelRecords | None):
         self._settings = settings
         self._counts = counts
+        self.records = records
 
     def state(self) -> dict[str, np.ndarray]:
         """A copy of the counts, int64; add them over processes, then `load_state` the sums."""
@@ -81,6 +91,10 @@ class _CountingMetric:
     def merge(self, other: Self) -> Self:
         """Add the counts of another shard to these, in place. Raises ValueError if its settings differ."""
         self._check_same_settings(other)
+        if (self.records is None) != (other.records is None):
+            raise ValueError("one shard keeps records of its images and the other does not")
+        if self.records is not None:
+            self.records.merge(other.records)
         for name, count in other._counts.items():
             self._counts[name] += count  # in place, so that 0-d counts stay arrays
         return self
@@ -103,6 +117,7 @@ class BoxAccuracy(_CountingMetric):
         loc_threshold: the fixed tau of GT-Loc, Top-1 Loc and Top-5 Loc. It is evaluated as it stands,
             on the grid of tau or not.
         resolution: side of the score maps; ground truth must be at the same scale.
+        record: keep in `records` which images are right.
     """
 
     def __init__(
@@ -111,6 +126,7 @@ class BoxAccuracy(_CountingMetric):
         iou_thresholds: Sequence[float] = (30, 50, 70),
         loc_threshold: float = 0.2,
         resolution: int = RESOLUTION,
+        record: bool = False,
     ):
         if not 0 <= loc_threshold <= 1:
             raise ValueError(f"loc_threshold must lie in [0, 1], got {loc_threshold}")
@@ -135,6 +151,7 @@ class BoxAccuracy(_CountingMetric):
                 "images_top1": np.zeros((), np.int64),  # those with known classification
                 "images_top5": np.zeros((), np.int64),
             },
+            records=BoxRecords(self._columns, self.iou_thresholds) if record else None,
         )
 
     @property
@@ -242,14 +259,17 @@ class BoxAccuracy(_CountingMetric):
         v1_row = self._deltas.index(_V1_IOU)
         single = np.array([iou.single >= fractions for iou in ious], dtype=bool)  # (B, D, T + 1)
         single = single.reshape(-1, *self._counts["single"].shape)  # of no images too
-        for iou in ious:
-            self._counts["multi"] += iou.multi >= fractions
+        multi = np.array([iou.multi >= fractions for iou in ious], dtype=bool).reshape(single.shape)
+        self._counts["multi"] += multi.sum(axis=0)
         self._counts["single"] += single.sum(axis=0)
         self._counts["images"] += len(ious)
         for name, correct in (("top1", top1), ("top5", top5)):
             if correct is not None:
                 self._counts[name] += single[correct, v1_row].sum(axis=0)
                 self._counts[f"images_{name}"] += len(correct)
+        if self.records is not None:
+            of_deltas = [self._deltas.index(delta) for delta in self.iou_thresholds]
+            self.records.add(multi[:, of_deltas], single[:, v1_row], np.array([iou.single[-1] for iou in ious]))
 
     def _single_curves(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Single-contour accuracy at 50: GT-known, Top-1 and Top-5, (T + 1,) per cent, None if not known."""
@@ -281,9 +301,10 @@ class PixelAveragePrecision(_CountingMetric):
     Args:
         interval: step of the thresholds tau, the width of a bin.
         resolution: side of maps and masks.
+        record: keep in `records` the counts of each image.
     """
 
-    def __init__(self, interval: float = 0.001, resolution: int = RESOLUTION):
+    def __init__(self, interval: float = 0.001, resolution: int = RESOLUTION, record: bool = False):
         self.resolution = resolution
         # [2, 3) stays empty: `average_precision` leaves the topmost bin out, so that one may be.
         self._edges = np.append(thresholds(interval), [2.0, 3.0])
@@ -291,6 +312,7 @@ class PixelAveragePrecision(_CountingMetric):
         super().__init__(
             settings=(interval, resolution),
             counts={"foreground": np.zeros(bins, np.int64), "background": np.zeros(bins, np.int64)},
+            records=PixelRecords(resolution**2) if record else None,
         )
 
     def update(self, scoremaps: ArrayLike, masks: ArrayLike) -> None:
@@ -312,8 +334,14 @@ class PixelAveragePrecision(_CountingMetric):
         foreground, background = masks == 1, masks == 0
         if not np.all(foreground | background | (masks == 255)):
             raise ValueError("mask values must be 1 (foreground), 0 (background) or 255 (ignored)")
-        self._counts["foreground"] += np.histogram(scoremaps[foreground], self._edges)[0]
-        self._counts["background"] += np.histogram(scoremaps[background], self._edges)[0]
+        histograms = np.array([[np.histogram(scoremap[of_image], self._edges)[0] for of_image in (fore, back)]
+                               for scoremap, fore, back in zip(scoremaps, foreground, background, strict=True)],
+                              dtype=np.int64)
+        histograms = histograms.reshape(-1, 2, len(self._edges) - 1)  # of no images too
+        self._counts["foreground"] += histograms[:, 0].sum(axis=0)
+        self._counts["background"] += histograms[:, 1].sum(axis=0)
+        if self.records is not None:
+            self.records.add(histograms)
 
     @property
     def has_foreground(self) -> bool:
