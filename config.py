@@ -14,7 +14,7 @@ import yaml
 
 from data_loaders import DATASETS, SPLITS, dataset_facts
 from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
-from wsol.cam import CAM_METHODS, HEADS
+from wsol.cam import CAM_METHODS, HEADS, NORMALIZATIONS
 from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
@@ -32,7 +32,7 @@ _FIXED = ("architecture", "classifier_form", "last_layer", "large_feature_map", 
 _FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
            "architecture": ("classifier_form",), "ft_ckpt": ("classifier_form",), "methods": ("classifier_form",),
            "method": ("methods", "classifier_form"), "project": ("wandb",), "wandb_name": ("wandb",),
-           "epochs": ("vanilla_epochs",)}
+           "epochs": ("vanilla_epochs",), "normalization": ("normalization_quantile",)}
 
 
 def boolean(text: str) -> bool:
@@ -202,9 +202,18 @@ def _add_maps(group) -> None:
         help="step between score map thresholds")
     add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
     add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
+    add("--gt_boxes", choices=("any", "first"), default="any",
+        help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
+             "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
     _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
+    add("--normalization", choices=tuple(NORMALIZATIONS), default="minmax",
+        help="how a resized map is brought to [0, 1]: minmax; max: negatives cut, divided by the maximum; pas: minimum "
+             "subtracted, divided by a quantile, cut at 1; ivr: a quantile subtracted, negatives cut, divided by the "
+             "maximum")
+    add("--normalization_quantile", type=share, metavar="P",
+        help="of pas (default: 0.9) and ivr (default: 0.45): the value at place floor(P n) of a map's n sorted values")
     add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison")
     add("--bootstrap", type=count, default=1000, metavar="N",
         help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out")
@@ -374,6 +383,9 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--pretrained_path names ImageNet weights and --pretrained FALSE wants none; leave one out")
     if config.eval_only and config.train_only:
         raise InputError("--eval_only and --train_only exclude each other")
+    if config.normalization_quantile is not None and NORMALIZATIONS[config.normalization].quantile is None:
+        raise InputError(f"--normalization_quantile is read by pas and ivr, not by --normalization "
+                         f"{config.normalization}; leave it out")
     if config.augment == "crop_flip" and config.resize_size < config.crop_size:
         raise InputError(f"--resize_size {config.resize_size} is smaller than --crop_size {config.crop_size}: no crop "
                          "fits; enlarge it or give --augment none")

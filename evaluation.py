@@ -1,7 +1,7 @@
 """Score maps + metadata → metrics."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 from data_loaders import SplitMetadata, load_mask
 from wsol.cam import Row, ScoreMaps
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
+from wsol.metrics.localization import OF_GT_BOXES
 from wsol.metrics.records import MAX_PIXEL_IMAGES
 from wsol.per_image import PerImage, RowOutcomes
 from wsol.run_folder import log
@@ -19,31 +20,58 @@ from wsol.run_folder import log
 class Localization:
     """The metrics that a split's annotation allows, for one row: boxes, masks, or both.
 
-    record: keep what each image did, for `outcomes`.
+    gt_boxes "first": GT-Loc, Top-1 and Top-5 Loc ask for an image's first ground-truth box, as Dual-CAM's code does;
+    MaxBoxAcc (V1, too) asks for any box all the same. record: keep what each image did, for `outcomes`.
     """
 
     def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float,
-                 record: bool = False):
-        self.boxes = (BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold, record=record)
-                      if metadata.boxes is not None else None)
+                 gt_boxes: str = "any", record: bool = False):
+        def box_accuracy():
+            return BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold, record=record)
+        self.boxes = box_accuracy() if metadata.boxes is not None else None
+        self.first_box = box_accuracy() if metadata.boxes is not None and gt_boxes == "first" else None
         self.pixels = PixelAveragePrecision(interval, record=record) if metadata.masks is not None else None
         self.num_degenerate = 0
+
+    def update(self, maps: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None,
+               correct: Mapping[str, np.ndarray]) -> None:
+        """Add score maps (B, 224, 224) with their images' boxes and masks; correct: see top_k_correct."""
+        if self.boxes is not None:
+            self.boxes.update(maps, boxes, **correct)
+        if self.first_box is not None:
+            self.first_box.update(maps, [of_image[:1] for of_image in boxes], **correct)
+        if self.pixels is not None:
+            self.pixels.update(maps, masks)
+
+    def update_shared(self, scoremap: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None) -> None:
+        """Add images that share one score map (224, 224): the centre baseline."""
+        if self.boxes is not None:
+            self.boxes.update_shared(scoremap, boxes)
+        if self.first_box is not None:
+            self.first_box.update_shared(scoremap, [of_image[:1] for of_image in boxes])
+        if self.pixels is not None:
+            self.pixels.update(np.broadcast_to(scoremap, masks.shape), masks)
 
     def compute(self, val: "Localization | None" = None) -> dict:
         """Metrics by their keys in results.json (percent); val gives the thresholds of gt_loc_val and top1_loc_val."""
         found = {}
         if self.boxes is not None:
             found |= self.boxes.compute(val.boxes if val is not None else None)
+        if self.first_box is not None:
+            of_first = self.first_box.compute(val.first_box if val is not None else None)
+            for key in [key for key in OF_GT_BOXES if key in of_first]:
+                found[key], found["tau"][key] = of_first[key], of_first["tau"][key]
         if self.pixels is not None and self.pixels.has_foreground:
             found |= self.pixels.compute()
         return found
 
     def outcomes(self, order: Sequence[int], tau: dict) -> RowOutcomes:
         """What each image did, in the given order of updates; tau: the row's thresholds, see `compute`."""
-        return RowOutcomes(
-            self.boxes.records.outcomes(order) if self.boxes is not None else None,
-            self.pixels.records.histograms(order) if self.pixels is not None and self.pixels.has_foreground else None,
-            {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau})
+        boxes, first_box = (metric.records.outcomes(order) if metric is not None else None
+                            for metric in (self.boxes, self.first_box))
+        masks = self.pixels is not None and self.pixels.has_foreground
+        return RowOutcomes(boxes, first_box, self.pixels.records.histograms(order) if masks else None,
+                           {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau})
 
 
 class Evaluation:
@@ -52,18 +80,22 @@ class Evaluation:
     Args:
         metadata: the split.
         rows: methods x heads to expect in every batch.
-        interval, iou_thresholds, loc_threshold: see protocol flags `--cam_curve_interval`,
-            `--iou_threshold_list`, `--loc_threshold`.
+        interval, iou_thresholds, loc_threshold, gt_boxes: see the flags `--cam_curve_interval`,
+            `--iou_threshold_list`, `--loc_threshold`, `--gt_boxes`.
+        normalization: how the maps were brought to [0, 1], for the record; None where that is not known.
         keep: indices of images whose maps are kept in `examples` for pictures.
         center: measure the centre baseline, too.
         record: keep what each image did, for `per_image`.
     """
 
     def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
-                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, keep: Sequence[int] = (),
-                 center: bool = True, record: bool = False):
+                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, gt_boxes: str = "any",
+                 normalization: str | None = "minmax", keep: Sequence[int] = (), center: bool = True,
+                 record: bool = False):
         self.metadata = metadata
-        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold, record=record)
+        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold,
+                        gt_boxes=gt_boxes, record=record)
+        self.normalization = normalization
         self.rows = {row: Localization(metadata, **settings) for row in rows}
         self.center = Localization(metadata, **settings) if center else None
         self.keep = set(keep)
@@ -88,19 +120,13 @@ class Evaluation:
         boxes = masks = None
         if self.metadata.boxes is not None:
             boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
-            if self.center is not None:
-                self.center.boxes.update_shared(center_gaussian(), boxes)
         if self.metadata.masks is not None:
             masks = load_masks(self.metadata, batch.indices)
-            if self.center is not None:
-                self.center.pixels.update(np.broadcast_to(center_gaussian(), masks.shape), masks)
+        if self.center is not None:
+            self.center.update_shared(center_gaussian(), boxes, masks)
         for row, measured in self.rows.items():
-            maps = batch.maps[row]
             measured.num_degenerate += int(batch.degenerate[row].sum())
-            if boxes is not None:
-                measured.boxes.update(maps, boxes, **correct)
-            if masks is not None:
-                measured.pixels.update(maps, masks)
+            measured.update(batch.maps[row], boxes, masks, correct)
         for position, index in enumerate(batch.indices):
             if index in self.keep:
                 self.examples[int(index)] = {row: batch.maps[row][position] for row in self.rows}
@@ -108,7 +134,8 @@ class Evaluation:
 
     def compute(self, val: "Evaluation | None" = None) -> dict:
         """{"num_images", "classification", "rows", "center"} as in results.json."""
-        rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, "normalization": "minmax",
+        normalized = {} if self.normalization is None else {"normalization": self.normalization}
+        rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, **normalized,
                  "num_degenerate": measured.num_degenerate, **measured.compute(val.rows[row] if val else None)}
                 for row, measured in self.rows.items()]
         return {"num_images": self.num_images,

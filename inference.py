@@ -17,19 +17,22 @@ from wsol.training import to_device
 
 
 def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[str], heads: Sequence[str],
-                      device: torch.device, *, target: str = "gt", title: str = "maps") -> Iterator[ScoreMaps]:
+                      device: torch.device, *, target: str = "gt", normalization: str = "minmax",
+                      quantile: float | None = None, title: str = "maps") -> Iterator[ScoreMaps]:
     """Score maps of every row (method x head) for every image, batch by batch, from one forward pass each.
 
     Args:
         loader: gives (images (B, 3, H, W), labels, indices).
         target: the class explained: "gt", the label, or "pred", the softmax head's choice.
+        normalization, quantile: how maps are brought to [0, 1], see wsol.cam.to_scoremaps.
 
     Maps are 224 x 224 whatever the input's size: the evaluation's resolution (wsolevaluation).
     """
     with CamExtractor(model, methods, heads=heads) as extract:
         for images, labels, indices in progress(loader, title):
             raw = extract(to_device(images, device), labels.to(device) if target == "gt" else None)
-            finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION)) for row, maps in raw.items()}
+            finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION), normalization, quantile)
+                        for row, maps in raw.items()}
             logits, sigmoid_logits = extract.output
             yield ScoreMaps(indices.numpy(), labels.numpy(), logits.float().cpu(),
                             None if sigmoid_logits is None else sigmoid_logits.float().cpu(),

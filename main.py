@@ -255,6 +255,7 @@ def validation(config, data: WsolData, objective: Objective, device):
         evaluation = new_evaluation(config, data.splits["val"], [row], center=False)
         loss = 0.0
         for batch in compute_scoremaps(model, loader, [row.method], [row.head], device, target=config.cam_target,
+                                       normalization=config.normalization, quantile=config.normalization_quantile,
                                        title="validate"):
             evaluation.update(batch)
             output = Output(batch.logits, batch.sigmoid_logits)
@@ -269,7 +270,8 @@ def validation(config, data: WsolData, objective: Objective, device):
 
 def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluation:
     return Evaluation(metadata, wanted, interval=config.cam_curve_interval, iou_thresholds=config.iou_threshold_list,
-                      loc_threshold=config.loc_threshold, **more)
+                      loc_threshold=config.loc_threshold, gt_boxes=config.gt_boxes,
+                      normalization=config.normalization, **more)
 
 
 def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation, PerImage]:
@@ -285,7 +287,8 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
                                     keep=keep if split == "test" else (), record=split == "test")
         names = scoremap_names(data.splits[split].image_ids)
         for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
-                                       target=config.cam_target, title=f"maps of {split}"):
+                                       target=config.cam_target, normalization=config.normalization,
+                                       quantile=config.normalization_quantile, title=f"maps of {split}"):
             evaluation.update(batch)
             if config.save_scoremaps:
                 save_scoremaps(batch, names, run.path / "scoremaps" / split)

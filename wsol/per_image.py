@@ -6,7 +6,8 @@
 
 The file is a plain npz without pickles: `settings` (JSON: schema, dataset, split, rows, the thresholds chosen on
 val), `image_ids`, `labels`, `predictions` (-1: a logit was not finite), `top1` and `top5` (bool), and for each row
-`<row>/<field of BoxOutcomes>` and `<row>/histograms`, uint16 pixel counts (N, 2, bins) of foreground and background.
+`<row>/boxes/<field of BoxOutcomes>`, with `--gt_boxes first` `<row>/first_box/...`, too, and `<row>/histograms`: uint16
+pixel counts (N, 2, bins) of foreground and background.
 """
 
 from __future__ import annotations
@@ -24,19 +25,21 @@ import numpy as np
 
 from wsol.errors import InputError
 from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates, right_replicates
-from wsol.metrics.localization import average_precision
+from wsol.metrics.localization import OF_GT_BOXES, average_precision
 from wsol.metrics.records import BoxOutcomes
 from wsol.progress import progress
 from wsol.run_folder import RunFolder
 
 FILE = "per_image.npz"
 _SCHEMA = 1
+_BOXES = ("boxes", "first_box")
 
 
 class RowOutcomes(NamedTuple):
     """One row of the results table, image by image."""
 
     boxes: BoxOutcomes | None
+    first_box: BoxOutcomes | None  # --gt_boxes first: with the first ground-truth box alone, for OF_GT_BOXES
     histograms: np.ndarray | None  # (N, 2, bins)
     val_taus: dict[str, float]  # of gt_loc_val and top1_loc_val, where there is a val split
 
@@ -46,9 +49,11 @@ class RowOutcomes(NamedTuple):
         Args:
             correct: {"top1", "top5"}: (N,) bool, as far as known.
         """
-        found = {}
-        if self.boxes is not None:
-            found |= box_replicates(self.boxes, weights, correct.get("top1"), correct.get("top5"), self.val_taus)
+        classified = correct.get("top1"), correct.get("top5"), self.val_taus
+        found = box_replicates(self.boxes, weights, *classified) if self.boxes is not None else {}
+        if self.first_box is not None:
+            of_first = box_replicates(self.first_box, weights, *classified)
+            found |= {key: values for key, values in of_first.items() if key in OF_GT_BOXES}
         if self.histograms is not None:
             found["pxap"] = pixel_replicates(self.histograms, weights)
         return found
@@ -106,8 +111,8 @@ class PerImage:
                          for delta, at in tau["maxboxacc"].items()}
             found |= of_deltas | {"maxboxacc_v2": np.mean(list(of_deltas.values()), axis=0)}
             for key, at in tau.items():
-                if not key.startswith("maxboxacc"):
-                    right = row.boxes.right(at)
+                if key in OF_GT_BOXES:
+                    right = (row.first_box or row.boxes).right(at)
                     classified = self.correct.get(key[:4], True)  # top1_loc..., top5_loc: and the right class
                     found[key] = self._class_shares(right & classified, counts)
         if row.histograms is not None:
@@ -123,7 +128,10 @@ class PerImage:
         arrays = {"image_ids": np.array(self.image_ids), "labels": self.labels, "predictions": self.predictions,
                   **self.correct}
         for name, row in self.rows.items():
-            arrays |= {f"{name}/{field}": value for field, value in row.boxes._asdict().items()} if row.boxes else {}
+            for kind in _BOXES:
+                outcomes = getattr(row, kind)
+                arrays |= {f"{name}/{kind}/{field}": value
+                           for field, value in (outcomes._asdict() if outcomes is not None else {}).items()}
             arrays |= {f"{name}/histograms": row.histograms} if row.histograms is not None else {}
         settings = {"schema": _SCHEMA, "dataset": self.dataset, "split": self.split,
                     "rows": {name: row.val_taus for name, row in self.rows.items()}}
@@ -145,7 +153,8 @@ class PerImage:
             settings = json.loads(str(arrays["settings"]))
             if settings["schema"] != _SCHEMA:
                 raise ValueError(f"schema {settings['schema']}, not {_SCHEMA}")
-            rows = {name: RowOutcomes(_boxes(arrays, name), arrays.get(f"{name}/histograms"), val_taus)
+            rows = {name: RowOutcomes(*(_outcomes(arrays, f"{name}/{kind}") for kind in _BOXES),
+                                      arrays.get(f"{name}/histograms"), val_taus)
                     for name, val_taus in settings["rows"].items()}
             return cls(settings["dataset"], settings["split"], arrays["image_ids"].tolist(), arrays["labels"],
                        arrays["predictions"], {key: arrays[key] for key in ("top1", "top5") if key in arrays}, rows)
@@ -157,10 +166,10 @@ class PerImage:
                              "--eval_only") from None
 
 
-def _boxes(arrays: dict[str, np.ndarray], row: str) -> BoxOutcomes | None:
-    if f"{row}/multi" not in arrays:
+def _outcomes(arrays: dict[str, np.ndarray], prefix: str) -> BoxOutcomes | None:
+    if f"{prefix}/multi" not in arrays:
         return None
-    return BoxOutcomes(*(arrays[f"{row}/{field}"] for field in BoxOutcomes._fields))
+    return BoxOutcomes(*(arrays[f"{prefix}/{field}"] for field in BoxOutcomes._fields))
 
 
 def _class_pxap(histograms: np.ndarray) -> float:

@@ -3,6 +3,7 @@
 from wsol.cam import activation, gradient  # noqa: F401  (register their methods)
 from wsol.cam.base import CAM_METHODS, HEADS, Row, get_method, rows
 from wsol.cam.extractor import CamExtractor
-from wsol.cam.scoremap import ScoreMaps, to_scoremaps
+from wsol.cam.scoremap import NORMALIZATIONS, ScoreMaps, to_scoremaps
 
-__all__ = ["CAM_METHODS", "HEADS", "CamExtractor", "Row", "ScoreMaps", "get_method", "rows", "to_scoremaps"]
+__all__ = ["CAM_METHODS", "HEADS", "NORMALIZATIONS", "CamExtractor", "Row", "ScoreMaps", "get_method", "rows",
+           "to_scoremaps"]

@@ -1,5 +1,7 @@
 """From raw maps to score maps in [0, 1]: the one place where maps are resized and normalised."""
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -17,16 +19,68 @@ def minmax(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low)
 
 
-def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def max_norm(maps: Tensor) -> Tensor:
+    """s / max s, negatives cut; a map without a positive value becomes NaN."""
+    return _over(maps, maps.amax(dim=(1, 2), keepdim=True))
+
+
+def pas(maps: Tensor, quantile: float = 0.9) -> Tensor:
+    """s - min s, divided by its own quantile: what lies above that is 1 (PaS, Bae et al., ECCV 2020).
+
+    Of a map whose quantile is its minimum (nine tenths of it are flat) nothing is left to divide by: NaN.
+    """
+    maps = maps - maps.amin(dim=(1, 2), keepdim=True)
+    return _over(maps, sorted_value(maps, quantile))
+
+
+def ivr(maps: Tensor, quantile: float = 0.45) -> Tensor:
+    """s minus its quantile, negatives cut, divided by the maximum (IVR, Kim et al., ICCV 2021)."""
+    maps = maps - sorted_value(maps, quantile)
+    return _over(maps, maps.amax(dim=(1, 2), keepdim=True))
+
+
+def _over(maps: Tensor, scale: Tensor) -> Tensor:
+    """maps / scale, cut at 0 and 1; NaN where the scale (B, 1, 1) is not positive."""
+    return (maps / scale).clamp(0, 1).where(scale > 0, torch.nan)
+
+
+def sorted_value(maps: Tensor, quantile: float) -> Tensor:
+    """Of a map's n sorted values that at place floor(quantile n), counted from 0 and at most n - 1: (B, 1, 1)."""
+    values = maps.flatten(1)
+    place = min(math.floor(quantile * values.shape[1]), values.shape[1] - 1)
+    return values.kthvalue(place + 1, dim=1).values[:, None, None]
+
+
+class Normalization(NamedTuple):
+    """How a resized map is brought to [0, 1]. quantile: its default where it takes one, else None."""
+    function: Callable[..., Tensor]
+    quantile: float | None = None
+
+    def __call__(self, maps: Tensor, quantile: float | None = None) -> Tensor:
+        """(B, H, W) → (B, H, W) in [0, 1]; a map that cannot be normalised is NaN somewhere."""
+        if self.quantile is None:
+            return self.function(maps)
+        return self.function(maps, self.quantile if quantile is None else quantile)
+
+
+# --normalization. Surveyed by Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021.
+NORMALIZATIONS: dict[str, Normalization] = {
+    "minmax": Normalization(minmax), "max": Normalization(max_norm), "pas": Normalization(pas, 0.9),
+    "ivr": Normalization(ivr, 0.45)}
+
+
+def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int], normalization: str = "minmax",
+                 quantile: float | None = None) -> tuple[Tensor, Tensor]:
     """Raw maps (B, h, w) of a method → score maps (B, H, W) float32 in [0, 1] of `size` (H, W).
 
-    cam: cubic resize, then min-max. Others: negatives cut, bilinear resize,
-    min-max. Interpolation is that of OpenCV's INTER_CUBIC and INTER_LINEAR
-    (torch's with align_corners=False).
+    cam: cubic resize, then normalisation. Others: negatives cut, bilinear resize,
+    normalisation. Interpolation is that of OpenCV's INTER_CUBIC and INTER_LINEAR
+    (torch's with align_corners=False). normalization: one of NORMALIZATIONS;
+    quantile: that of pas and ivr, None for their own.
 
     Returns:
-        The maps and (B,) bool, True where a map was constant or not finite: such
-        a map tells nothing and is all zeros.
+        The maps and (B,) bool, True where a map was constant or not finite, or has
+        nothing that its normalisation can stretch: such a map tells nothing and is all zeros.
     """
     facts = get_method(method)
     maps = raw.float()
@@ -34,8 +88,11 @@ def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int]) -> tuple[Tenso
         maps = maps.relu()
     # Asked before resizing, whose rounding would turn a constant map into noise to be stretched.
     constant = maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
-    maps = minmax(F.interpolate(maps[:, None], size, mode=facts.interpolation, align_corners=False)[:, 0])
-    degenerate = constant | ~torch.isfinite(maps).flatten(1).all(dim=1)
+    maps = F.interpolate(maps[:, None], size, mode=facts.interpolation, align_corners=False)[:, 0]
+    # NaN and infinity, in whatever order a normalisation's minima and quantiles would put them, are found before it.
+    unusable = constant | ~torch.isfinite(maps).flatten(1).all(dim=1)
+    maps = NORMALIZATIONS[normalization](maps, quantile)
+    degenerate = unusable | ~torch.isfinite(maps).flatten(1).all(dim=1)
     # Rounding may leave a value a hair outside [0, 1].
     return maps.masked_fill(degenerate[:, None, None], 0).clamp(0, 1), degenerate
 

@@ -28,6 +28,8 @@ _V1_IOU = 50  # per cent: the IoU threshold of MaxBoxAcc, GT-Loc, Top-1 Loc and 
 CONTOURS = dict.fromkeys(("maxboxacc", "maxboxacc_v2"), "multi") | dict.fromkeys(
     ("maxboxacc_v1", "gt_loc", "top1_loc", "top5_loc", "gt_loc_best", "top1_loc_best", "gt_loc_val", "top1_loc_val"),
     "single")
+# Keys whose ground truth may be an image's first box alone (--gt_boxes), as in Dual-CAM's code.
+OF_GT_BOXES = ("gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc")
 
 
 def center_gaussian(size: int = RESOLUTION) -> np.ndarray:
