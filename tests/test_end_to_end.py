@@ -81,7 +81,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         low, high = row["interval"]["maxboxacc"]["30"]
         assert 0 <= low <= row["maxboxacc"]["30"] <= high <= 100
     assert {row["cam_target"] for row in saved["rows"]} == {"gt"} and "cam_target" not in saved["center"]
-    assert saved["bootstrap"]["resamples"] == 1000 and set(saved["bootstrap"]["classification"]) == {"top1"}
+    assert saved["bootstrap"]["resamples"] == 100 and set(saved["bootstrap"]["classification"]) == {"top1"}
     with open(folder / "per_class.csv", newline="") as file:
         classes = list(csv.DictReader(file))
     assert len(classes) == 3 * len(rows) and classes[1]["row"] == "cam_softmax_clamped"
