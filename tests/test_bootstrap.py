@@ -63,6 +63,8 @@ def test_the_state_is_counts_alone():
     other.load_state(metric.state())
     assert other.compute() == metric.compute() and len(other.records) == 0
     assert all(count.dtype == np.int64 for count in metric.state().values())
+    metric.reset()
+    assert metric.num_images == len(metric.records) == 0
 
 
 def test_an_image_takes_half_a_kilobyte():

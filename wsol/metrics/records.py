@@ -63,6 +63,10 @@ class _Records:
         for name, array in arrays.items():
             self._parts.setdefault(name, []).append(array)
 
+    def reset(self) -> None:
+        """Start again without any image."""
+        self._parts = {}
+
     def __len__(self) -> int:
         return sum(map(len, next(iter(self._parts.values()), ())))
 
@@ -133,6 +137,10 @@ class PixelRecords(_Records):
         """(B, 2, bins) pixel counts of B images: foreground, background."""
         self._append(histograms=histograms.astype(self._type))
         self._give_up_beyond_limit()
+
+    def reset(self) -> None:
+        super().reset()
+        self.complete = True
 
     def merge(self, other: PixelRecords) -> None:
         super().merge(other)
