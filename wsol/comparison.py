@@ -21,7 +21,7 @@ from wsol.errors import InputError
 from wsol.metrics.bootstrap import draw, interval, right_replicates
 from wsol.per_image import PerImage
 from wsol.progress import progress
-from wsol.reporting import flatten, row_name
+from wsol.reporting import flatten, row_id
 
 CLASSIFICATION = "classification"  # the softmax head's accuracy, beside the rows of the table
 # Settings that change what a number means, not how good a run is.
@@ -137,7 +137,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         for row in results["rows"]:
-            row_name(row)
+            row_id(row)
         return results | {"config": dict(results["config"])}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; evaluate the run with --eval_only") from None
@@ -175,7 +175,7 @@ def _measure(folder: Path, results: dict, images: PerImage, weights: np.ndarray)
     values = {(CLASSIFICATION, key): value for key, value in results.get("classification", {}).items()}
     for row in results["rows"]:
         metrics = flatten({key: value for key, value in row.items() if key not in _NO_METRICS})
-        values |= {(row_name(row), key): value for key, value in metrics.items() if isinstance(value, (int, float))}
+        values |= {(row_id(row), key): value for key, value in metrics.items() if isinstance(value, (int, float))}
     for key, replicates in known.items():
         if key not in values or not np.isclose(replicates[0], values[key], rtol=0, atol=1e-6):
             raise InputError(f"results.json and per_image.npz of {folder} are of different evaluations "

@@ -100,7 +100,7 @@ def write_csv(run: RunFolder, name: str, lines: list[dict[str, Any]]) -> None:
     run.write(name, text.getvalue())
 
 
-def row_name(row: dict[str, Any]) -> str:
+def row_id(row: dict[str, Any]) -> str:
     """The name of a row of results.json, `<method>_<head>[_clamped]`, as its maps' folder has it."""
     return f"{row['method']}_{row['head']}" + ("_clamped" if row["clamped"] else "")
 
@@ -159,7 +159,7 @@ class Wandb:
         self._run.log({"results": wandb.Table(columns, [[row.get(c) for c in columns] for row in flat]),
                        **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
         for row in results["rows"]:
-            self._run.summary.update({f"{row_name(row)}/{key}": value for key, value in flatten(row).items()
+            self._run.summary.update({f"{row_id(row)}/{key}": value for key, value in flatten(row).items()
                                       if isinstance(value, float)})
 
     def close(self) -> None:
