@@ -97,7 +97,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("network and branches"))
     _add_training(parser.add_argument_group("training"))
-    _add_maps(parser.add_argument_group("maps and metrics"))
+    maps = parser.add_argument_group("maps and metrics")
+    _add_maps(maps)
+    _add_metrics(maps)
     _add_reporting(parser.add_argument_group("Weights & Biases"))
     _add_wsol_methods(parser.add_argument_group("options of --wsol_method"))
     return parser
@@ -198,13 +200,6 @@ def _add_maps(group) -> None:
     _flag(group, "--t2", "add the row sigmoid_clamped")
     add("--cam_target", choices=("gt", "pred"), default="gt",
         help="class whose map is evaluated: the true one, or the softmax head's prediction")
-    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001,
-        help="step between score map thresholds")
-    add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
-    add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
-    add("--gt_boxes", choices=("any", "first"), default="any",
-        help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
-             "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
     _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
@@ -218,6 +213,17 @@ def _add_maps(group) -> None:
     add("--bootstrap", type=count, default=1000, metavar="N",
         help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
+
+
+def _add_metrics(group) -> None:
+    add = group.add_argument
+    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001,
+        help="step between score map thresholds")
+    add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
+    add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
+    add("--gt_boxes", choices=("any", "first"), default="any",
+        help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
+             "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
 
 
 def _add_reporting(group) -> None:
@@ -241,6 +247,36 @@ def _add_wsol_methods(group) -> None:
     add("--adl_threshold", type=share, default=0.9, help="adl")
     add("--cutmix_beta", type=amount, default=1.0, help="cutmix")
     add("--cutmix_prob", type=share, default=1.0, help="cutmix")
+
+
+# --------------------------------------------------------------------------- the command line of evaluation.py
+
+def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
+    """The command line of evaluation.py, wsolevaluation's and ours; exit code 2 where it is wrong."""
+    parser = _Parser(prog="evaluation.py", description="Measure how well saved score maps localize: 224 x 224 arrays in "
+                     "[0, 1], one .npy file an image.", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--scoremap_root", required=True, metavar="FOLDER", help="holds <image id>.npy or <image id without its "
+        "extension>.npy, or a folder of such files for each row, such as scoremaps/test of a run")
+    add("--val_scoremap_root", metavar="FOLDER", help="the same of the val split: its best thresholds give gt_loc_val")
+    add("--dataset_name", required=True, help=f"{', '.join(DATASETS)}, or any folder in the same format")
+    add("--split", choices=SPLITS, default="test", help="split that the maps are of")
+    add("--metadata_root", default="metadata", help="metadata are at METADATA_ROOT/DATASET_NAME/SPLIT")
+    add("--mask_root", default="dataset", help="masks are at MASK_ROOT/DATASET_NAME")
+    _add_metrics(parser)
+    _flag(parser, "--multi_contour_eval", "FALSE: `localization` asks the largest contour's box only", True)
+    _flag(parser, "--multi_iou_eval", "FALSE: `localization` is read at the IoU threshold 50, not the mean of all", True)
+    add("--workers", type=count, default=4, help="processes that read and measure maps, at most the number of cores")
+    add("--out", metavar="FILE.json", help="write every number there")
+    args = munch.munchify(vars(parser.parse_args(argv)))
+    plain_name("--dataset_name", args.dataset_name)
+    if not args.multi_iou_eval and 50 not in args.iou_threshold_list:
+        raise InputError("--multi_iou_eval FALSE reads the IoU threshold 50, which --iou_threshold_list does not name")
+    if args.val_scoremap_root and args.split != "test":
+        raise InputError(f"--val_scoremap_root chooses thresholds for the test split, not for --split {args.split}")
+    if args.out and not Path(args.out).absolute().parent.is_dir():
+        raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+    return args
 
 
 # --------------------------------------------------------------------------- parsing

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
@@ -22,12 +21,20 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
 from wsol.datasets.files import broken_files, require_files
-from wsol.datasets.reader import MaskPaths, SplitMetadata, read_lines, read_split
+from wsol.datasets.masks import load_mask
+from wsol.datasets.reader import SplitMetadata, read_lines, read_split
 from wsol.datasets.synthetic import make_synthetic
 from wsol.datasets.writer import SPLITS
 from wsol.errors import InputError
-from wsol.metrics.boxes import RESOLUTION
 from wsol.run_folder import log
+from wsol.wsolevaluation import (  # noqa: F401  (this module's names in wsolevaluation, for code written against them)
+    configure_metadata,
+    get_bounding_boxes,
+    get_class_labels,
+    get_image_ids,
+    get_image_sizes,
+    get_mask_paths,
+)
 
 
 # --------------------------------------------------------------------------- the data sets that are known by name
@@ -161,9 +168,14 @@ def check_files(metadata: SplitMetadata) -> None:
     """InputError that counts the images and masks of a split that are not there and names the first few."""
     split, skip = metadata.split, "--skip_bad_images leaves them out"
     require_files(metadata.image_root, metadata.image_ids, f"{split} images", f"check --data_root; {skip}")
+    check_masks(metadata, f"; {skip}")
+
+
+def check_masks(metadata: SplitMetadata, or_else: str = "") -> None:
+    """InputError that counts the masks of a split that are not there and names the first few."""
     if metadata.masks is not None:
         names = list(dict.fromkeys(m for paths in metadata.masks for m in (*paths.foreground, paths.ignore) if m))
-        require_files(metadata.mask_root, names, f"{split} masks", f"check --mask_root; {skip}")
+        require_files(metadata.mask_root, names, f"{metadata.split} masks", f"check --mask_root{or_else}")
 
 
 def leave_out_bad(metadata: SplitMetadata, workers: int = 1) -> SplitMetadata:
@@ -263,28 +275,6 @@ def _naming(path: Path):
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"image {path} cannot be read ({error}); replace the file, take it out of image_ids.txt, or "
                          "give --skip_bad_images") from None
-
-
-def load_mask(mask_root: Path, paths: MaskPaths, size: int = RESOLUTION) -> np.ndarray:
-    """One image's masks as (size, size) uint8: 1 foreground, 0 background, 255 ignore.
-
-    Files are resized by nearest neighbour; values above 0.5 of 0..255 count. The
-    ignore region is the ignore mask without the foreground (wsolevaluation).
-    """
-    foreground = np.zeros((size, size), dtype=bool)
-    for path in paths.foreground:
-        foreground |= _load_binary(mask_root / path, size)
-    mask = foreground.astype(np.uint8)
-    if paths.ignore:
-        mask[_load_binary(mask_root / paths.ignore, size) & ~foreground] = 255
-    return mask
-
-
-def _load_binary(path: Path, size: int) -> np.ndarray:
-    values = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    if values is None:
-        raise InputError(f"mask {path} is missing or broken; check --mask_root, or give --skip_bad_images")
-    return cv2.resize(values.astype(np.float32), (size, size), interpolation=cv2.INTER_NEAREST) > 0.5
 
 
 def eval_tensor(image: Image.Image, crop_size: int, mean, std) -> torch.Tensor:

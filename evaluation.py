@@ -1,20 +1,56 @@
-"""Score maps + metadata → metrics."""
+"""Score maps + metadata → metrics.
 
+    python evaluation.py --dataset_name CUB --split test --scoremap_root FOLDER     # anybody's saved maps
+    python evaluation.py --help
+
+wsolevaluation's names of this module are here, too; wsol/wsolevaluation.py has them.
+"""
+
+import json
+import os
+import signal
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
-from data_loaders import SplitMetadata, load_mask
+from config import parse_evaluation_args
+from data_loaders import SplitMetadata, check_masks, load_mask, read_split
+from wsol import reporting
 from wsol.cam import Row, ScoreMaps
+from wsol.datasets.masks import load_mask_image  # noqa: F401  (one of wsolevaluation's names, as those below)
+from wsol.errors import InputError
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
 from wsol.metrics.localization import OF_GT_BOXES
 from wsol.metrics.records import MAX_PIXEL_IMAGES
 from wsol.per_image import PerImage, RowOutcomes
+from wsol.progress import progress
 from wsol.run_folder import log
+from wsol.scoremap_files import find_rows, load_scoremap
+from wsol.wsolevaluation import (  # noqa: F401
+    BoxEvaluator,
+    LocalizationEvaluator,
+    MaskEvaluator,
+    calculate_multiple_iou,
+    check_box_convention,
+    check_scoremap_validity,
+    compute_bboxes_from_scoremaps,
+    configure_metadata,
+    get_bounding_boxes,
+    get_image_ids,
+    get_image_sizes,
+    get_mask,
+    get_mask_paths,
+    resize_bbox,
+)
+
+_CHUNK = 32     # saved maps of a row that a process reads and measures at a time
 
 
 class Localization:
@@ -51,6 +87,24 @@ class Localization:
             self.first_box.update_shared(scoremap, [of_image[:1] for of_image in boxes])
         if self.pixels is not None:
             self.pixels.update(np.broadcast_to(scoremap, masks.shape), masks)
+
+    def merge(self, other: "Localization") -> None:
+        """Add what another one of the same settings has counted."""
+        for name in ("boxes", "first_box", "pixels"):
+            if getattr(self, name) is not None:
+                getattr(self, name).merge(getattr(other, name))
+        self.num_degenerate += other.num_degenerate
+
+    def performance(self, multi_contour_eval: bool = True, multi_iou_eval: bool = True) -> float:
+        """The one number that wsolevaluation's evaluate_wsol gives, per cent.
+
+        Boxes: the mean over all IoU thresholds of the accuracy at each one's best threshold tau, or with
+        multi_iou_eval False that at 50; multi_contour_eval False: of the largest contour alone. Masks alone: PxAP.
+        """
+        if self.boxes is None:
+            return self.pixels.compute()["pxap"]
+        curves = self.boxes.curve("multi" if multi_contour_eval else "single")["maxboxacc"]
+        return float(np.mean([curve.max() for curve in curves.values()]) if multi_iou_eval else curves[50].max())
 
     def compute(self, val: "Localization | None" = None) -> dict:
         """Metrics by their keys in results.json (percent); val gives the thresholds of gt_loc_val and top1_loc_val."""
@@ -110,7 +164,7 @@ class Evaluation:
         """Add a batch of score maps."""
         start = time.perf_counter()
         self.num_images += len(batch.indices)
-        correct = top_k_correct(batch.logits, batch.labels)
+        correct = top_k_correct(batch.logits, batch.labels) if batch.logits is not None else {}
         for key, values in correct.items():
             self.hits[key] = self.hits.get(key, 0) + int(values.sum())
         if self.record:
@@ -131,6 +185,19 @@ class Evaluation:
             if index in self.keep:
                 self.examples[int(index)] = {row: batch.maps[row][position] for row in self.rows}
         self.seconds += time.perf_counter() - start
+
+    def merge(self, other: "Evaluation") -> None:
+        """Add what another one of the same rows and settings has counted; its examples stay behind."""
+        for row, measured in self.rows.items():
+            measured.merge(other.rows[row])
+        if self.center is not None:
+            self.center.merge(other.center)
+        for key, hits in other.hits.items():
+            self.hits[key] = self.hits.get(key, 0) + hits
+        for key, parts in other.images.items():
+            self.images.setdefault(key, []).extend(parts)
+        self.num_images += other.num_images
+        self.seconds += other.seconds
 
     def compute(self, val: "Evaluation | None" = None) -> dict:
         """{"num_images", "classification", "rows", "center"} as in results.json."""
@@ -183,3 +250,147 @@ def load_masks(metadata: SplitMetadata, indices: Sequence[int]) -> np.ndarray:
     """Masks of some images, (B, 224, 224) uint8, see data_loaders.load_mask; files are decoded by threads."""
     with ThreadPoolExecutor(4) as pool:
         return np.stack(list(pool.map(lambda i: load_mask(metadata.mask_root, metadata.masks[i]), indices)))
+
+
+# --------------------------------------------------------------------------- saved maps
+
+def read_evaluated_split(metadata_root: str, dataset_name: str, split: str, mask_root: str) -> SplitMetadata:
+    """The metadata that metrics need, without images.
+
+    Raises:
+        InputError: see read_split; the split has neither boxes nor masks; mask files are missing.
+    """
+    folder = Path(metadata_root) / dataset_name
+    metadata = read_split(folder, split, Path(), Path(mask_root) / dataset_name)
+    if metadata.boxes is None and metadata.masks is None:
+        raise InputError(f"{folder / split} has neither boxes nor masks, so nothing can be measured on this split: "
+                         "localization.txt is missing or empty")
+    check_masks(metadata)
+    return metadata
+
+
+class SavedMaps(Dataset):
+    """Chunks of a split's saved maps, each read and measured: item i is an Evaluation of its images alone."""
+
+    def __init__(self, metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], settings: Mapping):
+        self.metadata, self.files, self.settings = metadata, files, settings
+
+    def __len__(self) -> int:
+        return -(-len(self.metadata) // _CHUNK)
+
+    def __getitem__(self, index: int) -> Evaluation:
+        places = range(index * _CHUNK, min((index + 1) * _CHUNK, len(self.metadata)))
+        metadata = self.metadata.subset(places)
+        maps = {row: np.stack([load_scoremap(files[place]) for place in places]) for row, files in self.files.items()}
+        evaluation = Evaluation(metadata, list(self.files), normalization=None, **self.settings)
+        evaluation.update(ScoreMaps(
+            np.arange(len(metadata)), metadata.labels, None, None, maps,
+            {row: of_row.min(axis=(1, 2)) == of_row.max(axis=(1, 2)) for row, of_row in maps.items()}))
+        return evaluation
+
+
+def evaluate_saved(metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], *, workers: int = 4,
+                   **settings) -> Evaluation:
+    """Measure the saved maps of a split, in `workers` processes (0: in this one).
+
+    files: each row's maps in the order of the images, as wsol.scoremap_files.find_rows finds them. settings: those of
+    Evaluation: interval, iou_thresholds, loc_threshold, gt_boxes, center. What classification adds is absent. The
+    numbers do not depend on `workers`.
+
+    Raises:
+        InputError: a file is not a 224 x 224 array in [0, 1].
+    """
+    chunks = SavedMaps(metadata, files, settings)
+    found = Evaluation(metadata, list(files), normalization=None, **settings)
+    processes = min(workers, len(os.sched_getaffinity(0)), len(chunks))
+    loader = DataLoader(chunks, batch_size=None, num_workers=processes, worker_init_fn=_leave_ctrl_c)
+    for chunk in progress(loader, "evaluating", unit="chunk"):
+        found.merge(chunk)
+    return found
+
+
+def _leave_ctrl_c(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; this one, a worker, is stopped by its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def evaluate_wsol(scoremap_root: str, metadata_root: str, mask_root: str, dataset_name: str, split: str,
+                  multi_contour_eval: bool = True, multi_iou_eval: bool = True,
+                  iou_threshold_list: Sequence[int] = (30, 50, 70), cam_curve_interval: float = 0.001,
+                  workers: int = 4) -> float:
+    """wsolevaluation's one number for a folder of saved maps, per cent, see Localization.performance.
+
+    Raises InputError, a ValueError: see read_evaluated_split, find_rows, evaluate_saved; the folder holds several rows.
+    """
+    metadata = read_evaluated_split(metadata_root, dataset_name, split, mask_root)
+    files = find_rows(Path(scoremap_root), metadata.image_ids)
+    if len(files) > 1:
+        raise InputError(f"{scoremap_root} holds the maps of {len(files)} rows; name the folder of one")
+    found = evaluate_saved(metadata, files, workers=workers, interval=cam_curve_interval,
+                           iou_thresholds=iou_threshold_list, center=False)
+    return next(iter(found.rows.values())).performance(multi_contour_eval, multi_iou_eval)
+
+
+# --------------------------------------------------------------------------- the command
+
+def main(argv: list[str] | None = None) -> dict:
+    """Measure saved maps, print the table, write --out; returns what that holds."""
+    args = parse_evaluation_args(argv)
+    start = time.perf_counter()
+    splits = find_saved(args)
+    evaluation, val = (evaluate_saved(
+        *split, workers=args.workers, interval=args.cam_curve_interval, iou_thresholds=args.iou_threshold_list,
+        loc_threshold=args.loc_threshold, gt_boxes=args.gt_boxes) if split else None for split in splits)
+    found = evaluation.compute(val)
+    for row, measured in zip(found["rows"], evaluation.rows.values(), strict=True):
+        row["localization"] = measured.performance(args.multi_contour_eval, args.multi_iou_eval)
+    results = {"schema": reporting.SCHEMA, "dataset": args.dataset_name, "split": args.split,
+               "num_images": found["num_images"], "config": dict(args), "versions": reporting.versions(),
+               "rows": found["rows"], "center": found["center"],
+               "seconds": {"evaluation": round(time.perf_counter() - start, 2)}}
+    print(f"{args.dataset_name} {args.split}, {found['num_images']:,} images; thresholds in brackets\n\n"
+          f"{reporting.threshold_table(results)}\n")
+    for row in results["rows"]:
+        print("localization:", row["localization"], *([reporting.row_name(row)] if len(results["rows"]) > 1 else []))
+    if args.out:
+        Path(args.out).write_text(json.dumps(results, indent=2) + "\n")
+    return results
+
+
+def find_saved(args) -> list[tuple[SplitMetadata, dict[Row, list[Path]]] | None]:
+    """Metadata and map files of --split and, if its maps are given, of val: all are found before any is measured."""
+    splits = []
+    for split, root in ((args.split, args.scoremap_root), ("val", args.val_scoremap_root)):
+        if root is None:
+            splits.append(None)
+            continue
+        metadata = read_evaluated_split(args.metadata_root, args.dataset_name, split, args.mask_root)
+        splits.append((metadata, find_rows(Path(root), metadata.image_ids)))
+    if splits[1] is not None:
+        wanted, of_val = splits[0][1], splits[1][1]
+        if len(wanted) == len(of_val) == 1:     # two folders of maps need not have the same name
+            of_val = dict(zip(wanted, of_val.values(), strict=True))
+        lacking = [row for row in wanted if row not in of_val]
+        if lacking:
+            raise InputError(f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {lacking[0]} that --scoremap_root "
+                             "has")
+        splits[1] = splits[1][0], {row: of_val[row] for row in wanted}
+    return splits
+
+
+def run_from_shell() -> int:
+    """main() with the exit codes of a command: 0, 2 for bad input, 130 for Ctrl-C."""
+    sys.stdout.reconfigure(errors="replace")
+    try:
+        main()
+        return 0
+    except (InputError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(run_from_shell())

@@ -1,7 +1,6 @@
 """Loader + model + CAM methods → score maps."""
 
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -38,14 +37,6 @@ def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[s
                             None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
                             {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
                             {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
-
-
-def scoremap_names(image_ids: Sequence[str]) -> list[str]:
-    """File names for the maps of images: the id without its extension + .npy, or the whole id + .npy where two ids
-    differ in their extension only."""
-    stems = [str(Path(image_id).with_suffix("")) for image_id in image_ids]
-    counts = Counter(stems)
-    return [(stem if counts[stem] == 1 else image_id) + ".npy" for stem, image_id in zip(stems, image_ids, strict=True)]
 
 
 def save_scoremaps(batch: ScoreMaps, names: Sequence[str], folder: Path) -> None:

@@ -19,7 +19,7 @@ from config import adopt, continue_run, gpu_indices, parse_args, saved_settings,
 from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, is_made_when_used, load_data, load_image,
                           load_mask, make_loader, set_epoch)
 from evaluation import Evaluation
-from inference import compute_scoremaps, save_scoremaps, scoremap_names
+from inference import compute_scoremaps, save_scoremaps
 from wsol import build, checkpoint, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture, new_classes
 from wsol.cam import CamExtractor, get_method, rows
@@ -30,6 +30,7 @@ from wsol.losses import OBJECTIVES, Objective
 from wsol.metrics.localization import CONTOURS
 from wsol.per_image import PerImage
 from wsol.run_folder import RunFolder, log, log_to, start_log
+from wsol.scoremap_files import scoremap_names
 
 FIGURE_IMAGES = 6
 

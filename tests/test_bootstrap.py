@@ -6,7 +6,7 @@ from test_metrics_localization import four_images, random_images
 
 from wsol.metrics.bootstrap import box_replicates, draw, interval, intervals, pixel_replicates, right_replicates
 from wsol.metrics.localization import BoxAccuracy, PixelAveragePrecision
-from wsol.metrics.records import PixelRecords
+from wsol.metrics.records import BoxRecords, PixelRecords
 
 COARSE = {"interval": 0.01, "iou_thresholds": (30, 70), "loc_threshold": 0.255, "resolution": 24}
 
@@ -124,6 +124,16 @@ def test_the_maximum_is_taken_inside_each_resample():
     assert found["gt_loc"].tolist() == [50, 0, 100]         # at tau 0.2
     assert found["maxboxacc"][30].tolist() == [100, 100, 100] and found["maxboxacc"][70].tolist() == [0, 0, 0]
     assert found["maxboxacc_v2"] == pytest.approx([50, 200 / 3, 200 / 3])
+
+
+def test_the_fixed_threshold_is_not_eligible_as_best():
+    """Two images right at loc_threshold alone, off the grid 0, 0.5, 1; the first also at 0.5."""
+    records = BoxRecords(np.array([0.0, 0.5, 1.0, 0.2]), (50,))
+    right = np.array([[0, 1, 0, 1], [0, 0, 0, 1]], dtype=bool)
+    records.add(right[:, None], right, np.array([0.6, 0.7]))
+    found = box_replicates(records.outcomes(), np.ones((1, 2), np.uint8), top1=np.array([True, False]))
+    assert {key: value[0] for key, value in found.items() if key != "maxboxacc"} == {
+        "maxboxacc_v2": 50, "maxboxacc_v1": 50, "gt_loc": 100, "gt_loc_best": 50, "top1_loc": 50, "top1_loc_best": 50}
 
 
 def test_pixel_replicates_are_the_metric_of_resampled_images():

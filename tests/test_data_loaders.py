@@ -9,10 +9,10 @@ from conftest import REAL, write_dataset
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from data_loaders import (DATASETS, ImageDataset, MaskPaths, load_data, load_image, load_mask, make_loader, normalized,
+from data_loaders import (DATASETS, ImageDataset, load_data, load_image, load_mask, make_loader, normalized,
                           read_split, sample_per_class, set_epoch)
+from wsol.datasets.reader import MaskPaths
 from wsol.errors import InputError
-
 
 
 def read(folder: Path, split: str = "test", **more):

@@ -13,9 +13,9 @@ from conftest import ROOT, arguments, write_dataset
 from PIL import Image
 
 import main as program
-from inference import scoremap_names
 from wsol import checkpoint
 from wsol.errors import InputError
+from wsol.scoremap_files import scoremap_names
 
 QUICK = ("--methods", "cam", "--epochs", "1")
 

@@ -85,6 +85,29 @@ def summary(results: dict[str, Any]) -> str:
             f"{table(results)}\n\n{legend}{seconds}")
 
 
+def row_name(row: dict) -> str:
+    """"cam sigmoid, clamped"."""
+    return f"{row['method']} {row['head']}".strip() + (", clamped" if row["clamped"] else "")
+
+
+def threshold_table(results: dict[str, Any]) -> str:
+    """A line a row, every localization metric with the threshold that it was read at."""
+    named = [*((row_name(row), row) for row in results["rows"]), ("centre Gaussian", results["center"])]
+    headings = {"maxboxacc_v2": "MaxBoxAccV2", "maxboxacc_v1": "MaxBoxAcc", "gt_loc": "GT-Loc",
+                "gt_loc_val": "GT-Loc (val)", "pxap": "PxAP"}
+    shown = [key for key in headings if any(key in row for _, row in named)]
+    deltas = list(named[0][1].get("maxboxacc", {}))
+    lines = []
+    for name, row in named:
+        taus = row.get("tau", {})
+        cells = {key: f"{row[key]:.2f}" + (f" [{taus[key]:g}]" if isinstance(taus.get(key), float) else "")
+                 for key in shown if key in row}
+        of_delta = [f"{row['maxboxacc'][d]:.2f} [{taus['maxboxacc'][d]:g}]" if taus else "" for d in deltas]
+        lines.append([name, *of_delta, *(cells.get(key, "") for key in shown)])
+    return tabulate(lines, ["maps", *(f"@{delta}" for delta in deltas), *(headings[key] for key in shown)],
+                    disable_numparse=True, colalign=["left"] + ["right"] * (len(lines[0]) - 1))
+
+
 def write_results(run: RunFolder, results: dict[str, Any]) -> None:
     """results.json whole and results.csv, a line a row of the table."""
     run.write("results.json", json.dumps(results, indent=2) + "\n")

@@ -100,13 +100,13 @@ def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int], normalization:
 class ScoreMaps(NamedTuple):
     """What inference hands to evaluation for one batch, on the CPU.
 
-    indices, labels: (B,) int64. logits, sigmoid_logits: (B, K) float32, the second
-    None without a branch. maps: row → (B, H, W) float32 in [0, 1]. degenerate:
+    indices, labels: (B,) int64. logits, sigmoid_logits: (B, K) float32, the first
+    None for maps from files, the second without a branch. maps: row → (B, H, W) float32 in [0, 1]. degenerate:
     row → (B,) bool, see to_scoremaps.
     """
     indices: np.ndarray
     labels: np.ndarray
-    logits: Tensor
+    logits: Tensor | None
     sigmoid_logits: Tensor | None
     maps: dict[Row, np.ndarray]
     degenerate: dict[Row, np.ndarray]

@@ -81,10 +81,10 @@ def read_split(folder: Path, split: str, image_root: Path, mask_root: Path, ids_
     folder = Path(folder) / split
     image_ids = read_ids(folder / ids_file)
     position = _positions(folder / ids_file, image_ids)
-    metadata = SplitMetadata(split, image_ids, _read_labels(folder / "class_labels.txt", position),
+    metadata = SplitMetadata(split, image_ids, read_labels(folder / "class_labels.txt", position),
                              Path(image_root), Path(mask_root))
     if wants_localization:
-        metadata.sizes = _read_sizes(folder / "image_sizes.txt", position)
+        metadata.sizes = read_sizes(folder / "image_sizes.txt", position)
         _read_localization(folder, position, metadata)
     return metadata
 
@@ -226,7 +226,8 @@ def _short(text: str, most: int = 120) -> str:
 
 # --------------------------------------------------------------------------- the files
 
-def _read_labels(path: Path, position: dict[str, int]) -> NDArray[np.int64]:
+def read_labels(path: Path, position: dict[str, int]) -> NDArray[np.int64]:
+    """Class indices (N,) of the images in `position`, {image id: its place 0..N-1}; lines of others are passed over."""
     labels = np.full(len(position), -1, dtype=np.int64)
     for rows in _rows(path, position, 1, "path,class_index"):
         values = _integers(path, rows, "a class index", MOST_CLASSES)[:, 0]
@@ -239,7 +240,8 @@ def _read_labels(path: Path, position: dict[str, int]) -> NDArray[np.int64]:
     return labels
 
 
-def _read_sizes(path: Path, position: dict[str, int]) -> NDArray[np.int64] | None:
+def read_sizes(path: Path, position: dict[str, int]) -> NDArray[np.int64] | None:
+    """Width and height (N, 2), 0 for an image without a line; None without any line or file."""
     if not path.exists():
         return None
     sizes = np.zeros((len(position), 2), dtype=np.int64)
@@ -270,11 +272,18 @@ def _read_localization(folder: Path, position: dict[str, int], metadata: SplitMe
     first = _first_line(path)
     if first:
         if _is_box_line(first):
-            metadata.boxes = _read_boxes(path, position, metadata.sizes)
+            metadata.boxes = read_boxes(path, position)
+            _check_sizes(folder / "image_sizes.txt", position, metadata.sizes)
         else:
-            metadata.masks = _read_masks(path, position)
+            metadata.masks = read_masks(path, position)
     if _first_line(folder / "masks.txt"):
-        metadata.masks = _read_masks(folder / "masks.txt", position)
+        metadata.masks = read_masks(folder / "masks.txt", position)
+
+
+def _check_sizes(path: Path, position: dict[str, int], sizes: NDArray[np.int64] | None) -> None:
+    if sizes is None or not sizes.all():
+        unsized = 0 if sizes is None else int(np.argmin(sizes.min(axis=1)))
+        raise InputError(f"{path} has no width,height for {list(position)[unsized]}, which its boxes need")
 
 
 def _first_line(path: Path) -> str:
@@ -287,12 +296,13 @@ def _is_box_line(line: str) -> bool:
     return len(line.split(",")) >= 5 and all(f.strip().lstrip("-").isdigit() for f in line.split(",")[-4:])
 
 
-def _read_boxes(path: Path, position: dict[str, int], sizes: NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+def read_boxes(path: Path, position: dict[str, int], ordered: bool = True) -> list[NDArray[np.int64]]:
+    """Boxes (n_i, 4) int64 of each image, at least one; `ordered`: corners in the wrong order are an InputError."""
     indices, boxes = [np.empty(0, np.int64)], [np.empty((0, 4), np.int64)]
     for rows in _rows(path, position, 4, "path,x0,y0,x1,y1"):
         values = _integers(path, rows, "x0,y0,x1,y1", MOST_PIXELS)
         crossed = (values[:, 0] > values[:, 2]) | (values[:, 1] > values[:, 3])
-        if crossed.any():
+        if ordered and crossed.any():
             row = int(np.argmax(crossed))
             raise InputError(f"{path}:{rows.numbers[row]}: box {','.join(map(str, values[row]))} has its corners in "
                              "the wrong order (x0,y0,x1,y1)")
@@ -302,16 +312,13 @@ def _read_boxes(path: Path, position: dict[str, int], sizes: NDArray[np.int64] |
     counts = np.bincount(image, minlength=len(position))
     if not counts.all():
         raise InputError(f"{path} has no box for {list(position)[int(np.argmin(counts))]}")
-    if sizes is None or not sizes.all():
-        unsized = 0 if sizes is None else int(np.argmin(sizes.min(axis=1)))
-        raise InputError(f"{path.parent / 'image_sizes.txt'} has no width,height for {list(position)[unsized]}, "
-                         "which its boxes need")
-    ordered = np.concatenate(boxes)[np.argsort(image, kind="stable")]
+    in_order = np.concatenate(boxes)[np.argsort(image, kind="stable")]
     ends = counts.cumsum().tolist()
-    return [ordered[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [in_order[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
-def _read_masks(path: Path, position: dict[str, int]) -> list[MaskPaths]:
+def read_masks(path: Path, position: dict[str, int]) -> list[MaskPaths]:
+    """Mask files of each image, at least one."""
     foreground: list[tuple[str, ...]] = [()] * len(position)
     ignore = [""] * len(position)
     for rows in _rows(path, position, 2, "path,mask.png,ignore.png"):

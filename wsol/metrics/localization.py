@@ -286,13 +286,14 @@ class BoxAccuracy(_CountingMetric):
                 metrics[key], tau[key] = float(curve[index]), float(self._columns[index])
         return metrics | {"tau": tau}
 
-    def curve(self) -> dict:
-        """Box accuracy over threshold, multi-contour: `tau` (T,) and `maxboxacc` {delta: (T,) per cent}.
+    def curve(self, contours: str = "multi") -> dict:
+        """Box accuracy over threshold: `tau` (T,) and `maxboxacc` {delta: (T,) per cent}.
 
+        `contours`: "multi", the best box of all contours, or "single", the largest contour's.
         Raises ValueError when nothing was added.
         """
         total = self.over_processes()
-        rows = {delta: total._curve("multi", self._deltas.index(delta))[:-1] for delta in self.iou_thresholds}
+        rows = {delta: total._curve(contours, self._deltas.index(delta))[:-1] for delta in self.iou_thresholds}
         return {"tau": self.taus.copy(), "maxboxacc": rows}
 
     def _count(self, ious: Sequence[BestIoU], top1: np.ndarray | None, top5: np.ndarray | None) -> None:

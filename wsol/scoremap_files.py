@@ -1,0 +1,109 @@
+"""Saved score maps: finding the file of each image, reading one, and the rows that a folder holds.
+
+    <folder>/<image id without its extension>.npy       as main.py writes them
+    <folder>/<image id>.npy                             as wsolevaluation does
+    <folder>/<method>_<head>/...                        several rows side by side
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsol.cam import HEADS, Row
+from wsol.datasets.files import missing_files
+from wsol.errors import InputError
+from wsol.metrics.boxes import RESOLUTION
+
+# How np.load tells that a file is no array: cut off, pickled, a broken zip, a header of nonsense.
+_NOT_READABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile)
+
+
+def scoremap_names(image_ids: Sequence[str]) -> list[str]:
+    """File names for the maps of images: the id without its extension + .npy, or the whole id + .npy where two ids
+    differ in their extension only."""
+    stems = [str(Path(image_id).with_suffix("")) for image_id in image_ids]
+    counts = Counter(stems)
+    return [(stem if counts[stem] == 1 else image_id) + ".npy" for stem, image_id in zip(stems, image_ids, strict=True)]
+
+
+def find_rows(root: Path, image_ids: Sequence[str]) -> dict[Row, list[Path]]:
+    """The rows below a folder, each with its images' map files in order: the folder is a row, or its subfolders are.
+
+    Raises:
+        InputError: there is no such folder, it holds no map of these images, or a row lacks some.
+    """
+    if not root.is_dir():
+        raise InputError(f"--scoremap_root {root} is no folder")
+    inner = sorted(path for path in root.iterdir() if path.is_dir())
+    for folders in ([root], inner):
+        found = {folder: _find_maps(folder, image_ids) for folder in folders}
+        rows = {_row_of(folder.absolute().name): _complete(folder, image_ids, files)
+                for folder, files in found.items() if any(files)}
+        if rows:
+            return rows
+    raise InputError(f"none of the {len(image_ids):,} images has a score map in --scoremap_root {root} or in a folder "
+                     f"there: no {scoremap_names(image_ids)[0]}, say; check --split and --dataset_name, too")
+
+
+def load_scoremap(path: Path, size: int = RESOLUTION) -> NDArray[np.floating]:
+    """A saved map, (size, size) float32 or float64 in [0, 1]. Nothing is ever unpickled.
+
+    Raises:
+        InputError: the file is missing or is no array, or the array is no such map.
+    """
+    try:
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)   # mapped: a wrong header costs no memory
+    except FileNotFoundError:
+        raise InputError(f"the score map {path} is missing") from None
+    except _NOT_READABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"the score map {path} is not a whole .npy file of numbers ({reason}); write it with "
+                         "numpy.save") from None
+    if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "fiub":
+        what = f"an array of {stored.dtype}" if isinstance(stored, np.ndarray) else "an archive of arrays"
+        raise InputError(f"the score map {path} is {what}, not one array of real numbers")
+    if stored.shape != (size, size):
+        raise InputError(f"the score map {path} is {' x '.join(map(str, stored.shape)) or 'a single number'}, not "
+                         f"{size} x {size}; resize maps before saving them")
+    native = stored.dtype.newbyteorder("=")
+    scoremap = np.array(stored, dtype=native if native in (np.float32, np.float64) else np.float32)
+    low, high = scoremap.min(), scoremap.max()
+    if np.isnan(low):
+        raise InputError(f"the score map {path} holds NaN; write zeros where a method gives no map")
+    if low < 0 or high > 1:
+        raise InputError(f"the score map {path} holds values from {low:g} to {high:g}, outside [0, 1]; normalise it")
+    return scoremap
+
+
+def _find_maps(folder: Path, image_ids: Sequence[str]) -> list[Path | None]:
+    """The file of each image's map, None where there is none."""
+    files: list[Path | None] = [None] * len(image_ids)
+    for names in (scoremap_names(image_ids), [f"{image_id}.npy" for image_id in image_ids]):
+        places = [i for i, file in enumerate(files) if file is None]
+        missing = set(missing_files(folder, [names[i] for i in places], f"maps in {folder.name}"))
+        for position, i in enumerate(places):
+            if position not in missing:
+                files[i] = folder / names[i]
+    return files
+
+
+def _complete(folder: Path, image_ids: Sequence[str], files: Sequence[Path | None]) -> list[Path]:
+    missing = [image_id for image_id, file in zip(image_ids, files, strict=True) if file is None]
+    if missing:
+        first = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+        raise InputError(f"{len(missing):,} of {len(image_ids):,} score maps are missing in {folder}, those of {first}")
+    return list(files)
+
+
+def _row_of(name: str) -> Row:
+    """ "cam_softmax_clamped" → Row("cam", "softmax_clamped"); a name without a head is a method's own."""
+    for head in sorted((*HEADS, "none"), key=len, reverse=True):
+        if name.endswith(f"_{head}"):
+            return Row(name.removesuffix(f"_{head}"), head)
+    return Row(name, "")
