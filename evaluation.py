@@ -372,8 +372,8 @@ def find_saved(args) -> list[tuple[SplitMetadata, dict[Row, list[Path]]] | None]
             of_val = dict(zip(wanted, of_val.values(), strict=True))
         lacking = [row for row in wanted if row not in of_val]
         if lacking:
-            raise InputError(f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {lacking[0]} that --scoremap_root "
-                             "has")
+            raise InputError(f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {lacking[0]}, which "
+                             "--scoremap_root has")
         splits[1] = splits[1][0], {row: of_val[row] for row in wanted}
     return splits
 
