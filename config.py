@@ -222,6 +222,8 @@ def _add_maps(group) -> None:
     add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison with the nearest classes")
     add("--perturb_batch", type=positive, default=PERTURB_BATCH,
         help="changed inputs that go through the network at a time (scorecam, ablationcam, fullgrad)")
+    add("--bootstrap", type=count, default=1000, metavar="N",
+        help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
 
 

@@ -27,8 +27,11 @@ from wsol.cam import Row, ScoreMaps
 from wsol.datasets.masks import load_mask_image  # noqa: F401  (one of wsolevaluation's names, as those below)
 from wsol.errors import InputError
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
+from wsol.metrics.localization import OF_GT_BOXES
+from wsol.metrics.records import MAX_PIXEL_IMAGES
+from wsol.per_image import PerImage, RowOutcomes
 from wsol.progress import progress
-from wsol.run_folder import start_log
+from wsol.run_folder import log, start_log
 from wsol.scoremap_files import find_rows, load_scoremap
 from wsol.wsolevaluation import (  # noqa: F401
     BoxEvaluator,
@@ -50,24 +53,20 @@ from wsol.wsolevaluation import (  # noqa: F401
 _CHUNK = 32     # saved maps of a row that a process reads and measures at a time
 
 
-# What gt_boxes is about; in Dual-CAM's code they know an image's first ground-truth box only.
-_OF_GT_BOXES = ("gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc")
-
-
 class Localization:
     """The metrics that a split's annotation allows, for one row: boxes, masks, or both.
 
-    gt_boxes "first": GT-Loc, Top-1 and Top-5 Loc ask for an image's first ground-truth box; MaxBoxAcc (V1, too) asks
-    for any box all the same.
+    gt_boxes "first": GT-Loc, Top-1 and Top-5 Loc ask for an image's first ground-truth box, as Dual-CAM's code does;
+    MaxBoxAcc (V1, too) asks for any box all the same. record: keep what each image did, for `outcomes`.
     """
 
     def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float,
-                 gt_boxes: str = "any"):
+                 gt_boxes: str = "any", record: bool = False):
         def box_accuracy():
-            return BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold)
+            return BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold, record=record)
         self.boxes = box_accuracy() if metadata.boxes is not None else None
         self.first_box = box_accuracy() if metadata.boxes is not None and gt_boxes == "first" else None
-        self.pixels = PixelAveragePrecision(interval) if metadata.masks is not None else None
+        self.pixels = PixelAveragePrecision(interval, record=record) if metadata.masks is not None else None
         self.num_degenerate = 0
 
     def update(self, maps: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None,
@@ -114,11 +113,19 @@ class Localization:
             found |= self.boxes.compute(val.boxes if val is not None else None)
         if self.first_box is not None:
             of_first = self.first_box.compute(val.first_box if val is not None else None)
-            for key in [key for key in _OF_GT_BOXES if key in of_first]:
+            for key in [key for key in OF_GT_BOXES if key in of_first]:
                 found[key], found["tau"][key] = of_first[key], of_first["tau"][key]
         if self.pixels is not None and self.pixels.has_foreground:
             found |= self.pixels.compute()
         return found
+
+    def outcomes(self, order: Sequence[int], tau: dict) -> RowOutcomes:
+        """What each image did, in the given order of updates; tau: the row's thresholds, see `compute`."""
+        boxes, first_box = (metric.records.outcomes(order) if metric is not None else None
+                            for metric in (self.boxes, self.first_box))
+        masks = self.pixels is not None and self.pixels.has_foreground
+        return RowOutcomes(boxes, first_box, self.pixels.records.histograms(order) if masks else None,
+                           {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau})
 
 
 class Evaluation:
@@ -132,20 +139,24 @@ class Evaluation:
         normalization: how the maps were brought to [0, 1], for the record; None where that is not known.
         keep: indices of images whose maps are kept in `examples` for pictures.
         center: measure the centre baseline, too.
+        record: keep what each image did, for `per_image`.
     """
 
     def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
                  iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, gt_boxes: str = "any",
-                 normalization: str | None = "minmax", keep: Sequence[int] = (), center: bool = True):
+                 normalization: str | None = "minmax", keep: Sequence[int] = (), center: bool = True,
+                 record: bool = False):
         self.metadata = metadata
         settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold,
-                        gt_boxes=gt_boxes)
+                        gt_boxes=gt_boxes, record=record)
         self.normalization = normalization
         self.rows = {row: Localization(metadata, **settings) for row in rows}
         self.center = Localization(metadata, **settings) if center else None
         self.keep = set(keep)
         self.examples: dict[int, dict[Row, np.ndarray]] = {}
         self.hits: dict[str, int] = {}
+        self.record = record
+        self.images: dict[str, list[np.ndarray]] = {}   # of each batch: indices, labels, predictions, top1, top5
         self.num_images = 0
         self.seconds = 0.0
 
@@ -156,6 +167,10 @@ class Evaluation:
         correct = top_k_correct(batch.logits, batch.labels) if batch.logits is not None else {}
         for key, values in correct.items():
             self.hits[key] = self.hits.get(key, 0) + int(values.sum())
+        if self.record:
+            of_batch = {"indices": batch.indices, "labels": batch.labels, "predictions": predicted(batch.logits)}
+            for key, values in (of_batch | correct).items():
+                self.images.setdefault(key, []).append(np.asarray(values))
         boxes = masks = None
         if self.metadata.boxes is not None:
             boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
@@ -179,6 +194,8 @@ class Evaluation:
             self.center.merge(other.center)
         for key, hits in other.hits.items():
             self.hits[key] = self.hits.get(key, 0) + hits
+        for key, parts in other.images.items():
+            self.images.setdefault(key, []).extend(parts)
         self.num_images += other.num_images
         self.seconds += other.seconds
 
@@ -191,6 +208,27 @@ class Evaluation:
         return {"num_images": self.num_images,
                 "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
                 "rows": rows, "center": self.center.compute() if self.center is not None else {}}
+
+    def per_image(self, dataset: str, found: dict) -> PerImage:
+        """What each image did, in the split's order whatever the order of updates; found: what `compute` returned."""
+        if any(measured.pixels is not None and not measured.pixels.records.complete for measured in self.rows.values()):
+            log.warning("more than %s images with masks: PxAP gets no interval and no figure for each class",
+                        f"{MAX_PIXEL_IMAGES:,}")
+        images = {key: np.concatenate(parts) for key, parts in self.images.items()}
+        indices = images.pop("indices")
+        order = np.argsort(indices)
+        image_ids = [self.metadata.image_ids[i] for i in indices[order]]
+        images = {key: values[order] for key, values in images.items()}
+        rows = {str(row): measured.outcomes(order, entry.get("tau", {}))
+                for (row, measured), entry in zip(self.rows.items(), found["rows"], strict=True)}
+        return PerImage(dataset, self.metadata.split, image_ids, images.pop("labels"), images.pop("predictions"),
+                        images, rows, self.center.outcomes(order, {}) if self.center is not None else None)
+
+
+def predicted(logits: Tensor) -> np.ndarray:
+    """The class with the highest logit of (B, K): (B,) int64, -1 for an image with a logit that is not finite."""
+    finite = torch.isfinite(logits).all(dim=1)
+    return torch.where(finite, logits.argmax(dim=1), -1).numpy()
 
 
 def top_k_correct(logits: Tensor, labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -26,6 +26,8 @@ from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import OBJECTIVES, Objective
+from wsol.metrics.localization import CONTOURS
+from wsol.per_image import PerImage
 from wsol.restore import restore, settle_form, try_out
 from wsol.run_folder import RunFolder, log, log_to, start_log
 from wsol.scoremap_files import scoremap_names
@@ -52,7 +54,10 @@ def main(argv: list[str] | None = None) -> dict | None:
     if not config.eval_only:
         model = train(config, data, model, saved, run, device, wandb)
     if not config.train_only:
-        results, evaluation = measure(config, data, model, run, device)
+        results, evaluation, images = measure(config, data, model, run, device)
+        images.write(run)
+        reporting.write_csv(run, "per_class.csv", images.per_class(
+            {name: row.get("tau", {}) for name, row in zip(images.rows, results["rows"], strict=True)}, data.class_names))
         reporting.write_results(run, results)
         log.info("\n%s", reporting.summary(results))
         wandb.log_results(results, draw(data, evaluation, results, run))
@@ -253,7 +258,7 @@ def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluatio
                       normalization=config.normalization, **more)
 
 
-def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation]:
+def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation, PerImage]:
     """Maps and metrics of the test split; of the val split first, whose best thresholds are used on test."""
     start = time.perf_counter()
     test = data.splits["test"]
@@ -263,7 +268,7 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
         if split not in data.splits:
             continue
         evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads),
-                                    keep=keep if split == "test" else ())
+                                    keep=keep if split == "test" else (), record=split == "test")
         names = scoremap_names(data.splits[split].image_ids)
         for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
                                        target=config.cam_target, normalization=config.normalization,
@@ -272,12 +277,17 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
             if config.save_scoremaps:
                 save_scoremaps(batch, names, run.path / "scoremaps" / split)
         evaluations[split] = evaluation
+    computing = time.perf_counter()
     found = evaluations["test"].compute(evaluations.get("val"))
-    evaluating = sum(evaluation.seconds for evaluation in evaluations.values())
+    images = evaluations["test"].per_image(data.name, found)
+    bootstrap = add_intervals(found, images, config.bootstrap, config.seed) if config.bootstrap else {}
+    evaluating = sum(evaluation.seconds for evaluation in evaluations.values()) + time.perf_counter() - computing
     seconds = {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
     if not config.eval_only:
         seconds = {"train": run.seconds_trained()} | seconds
     for row in found["rows"]:
+        if row["head"] != "none":
+            row["cam_target"] = config.cam_target
         if row["num_degenerate"]:
             log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
                         row["head"], row["num_degenerate"], found["num_images"])
@@ -285,9 +295,21 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
                **({"num_skipped": data.skipped["test"]} if "test" in data.skipped else {}),
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
                "config": saved_settings(config), "versions": reporting.versions(),
+               "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in found["rows"])},
+               **bootstrap,
                "classification": found["classification"], "rows": found["rows"], "center": found["center"],
                "seconds": {key: round(value, 2) for key, value in seconds.items()}}
-    return results, evaluations["test"]
+    return results, evaluations["test"], images
+
+
+def add_intervals(found: dict, images: PerImage, resamples: int, seed: int) -> dict:
+    """Put `interval` into each row and the centre baseline; returns the block `bootstrap` of results.json."""
+    bounds = images.intervals(resamples, seed)
+    of_rows = zip(found["rows"], bounds["rows"].values(), strict=True)
+    for block, of_block in [(found["center"], bounds["center"]), *of_rows]:
+        if of_block:
+            block["interval"] = of_block
+    return {"bootstrap": {"resamples": resamples, "confidence": 95.0, "classification": bounds["classification"]}}
 
 
 def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) -> list:

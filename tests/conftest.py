@@ -123,4 +123,4 @@ def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run"
     return ["--dataset_name", dataset, "--architecture", "tiny", "--data_root", str(root / "dataset"),
             "--metadata_root", str(root / "metadata"), "--root", str(root / "runs"), "--experiment_name", name,
             "--crop_size", "48", "--resize_size", "56", "--batch_size", "4", "--workers", "0", "--epochs", "2",
-            "--cam_curve_interval", "0.02", *more]
+            "--cam_curve_interval", "0.02", "--bootstrap", "100", *more]

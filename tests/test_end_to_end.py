@@ -18,6 +18,7 @@ from PIL import Image
 import main as program
 from wsol import build
 from wsol.errors import InputError
+from wsol.per_image import PerImage
 
 
 def run_command(*argv: str, cwd, **environment) -> subprocess.CompletedProcess:
@@ -44,8 +45,9 @@ def finished(shapes):
 def test_a_run_leaves_everything_in_its_folder(finished):
     _, folder, results = finished
     names = {p.name for p in folder.iterdir()}
-    assert {"config.yaml", "log.txt", "metrics.jsonl", "results.json", "results.csv", "figures", "scoremaps",
-            "last_checkpoint.pth.tar", "best_checkpoint.pth.tar", "1_checkpoint.pth.tar", "2_checkpoint.pth.tar",
+    assert {"config.yaml", "log.txt", "metrics.jsonl", "results.json", "results.csv", "per_class.csv", "per_image.npz",
+            "figures", "scoremaps", "last_checkpoint.pth.tar", "best_checkpoint.pth.tar", "1_checkpoint.pth.tar",
+            "2_checkpoint.pth.tar",
             "vanilla_last_checkpoint.pth.tar"} <= names
     figures = {p.name for p in (folder / "figures").iterdir()}
     assert figures == {"maps_cam.png", "maps_gradcam.png", "maps_gradcam++.png", "maps_xgradcam.png",
@@ -72,6 +74,20 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         table = list(csv.DictReader(file))
     assert [float(line["maxboxacc_50"]) for line in table] == [r["maxboxacc"]["50"] for r in saved["rows"]]
 
+    # How each number was made, and how far it would move with other images.
+    assert saved["contours"]["maxboxacc_v2"] == "multi" and saved["contours"]["gt_loc"] == "single"
+    for row in [*saved["rows"], saved["center"]]:
+        assert {*row["interval"]} >= {"maxboxacc", "maxboxacc_v2", "gt_loc", "gt_loc_best", "pxap"}
+        low, high = row["interval"]["maxboxacc"]["30"]
+        assert 0 <= low <= row["maxboxacc"]["30"] <= high <= 100
+    assert {row["cam_target"] for row in saved["rows"]} == {"gt"} and "cam_target" not in saved["center"]
+    assert saved["bootstrap"]["resamples"] == 100 and set(saved["bootstrap"]["classification"]) == {"top1"}
+    with open(folder / "per_class.csv", newline="") as file:
+        classes = list(csv.DictReader(file))
+    assert len(classes) == 3 * len(rows) and classes[1]["row"] == "cam_softmax_clamped"
+    images = PerImage.load(folder)
+    assert len(images.image_ids) == 12 and list(images.rows) == [line["row"] for line in classes[:len(rows)]]
+
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(x["stage"], x["epoch"], x["split"]) for x in lines] == [
         ("vanilla", 1, "train"), ("vanilla", 2, "train"),
@@ -97,8 +113,9 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
     assert (folder / "config.yaml").read_text() == config
     assert "train" not in json.loads((folder / "results.json").read_text())["seconds"]
     fewer = program.main(["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--methods", "cam",
-                          "--heads", "sigmoid_clamped", "--eval_checkpoint_type", "best"])
-    assert len(fewer["rows"]) == 1
+                          "--heads", "sigmoid_clamped", "--eval_checkpoint_type", "best", "--bootstrap", "0"])
+    assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
+    assert list(PerImage.load(folder).rows) == ["cam_sigmoid_clamped"]
     again = ["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--eval_checkpoint_type"]
     with pytest.raises(InputError, match="holds no sigmoid branch"):
         program.main([*again, "vanilla_last", "--model_structure", "b2"])

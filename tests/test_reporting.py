@@ -1,5 +1,6 @@
 """The table, the files made from the results, W&B that never stops a run, and the pictures."""
 
+import copy
 import json
 import sys
 import types
@@ -33,6 +34,26 @@ def test_table_compares_with_the_methods_softmax_row():
     assert lines[5] == ["eigencam", "none", "1.5", "1.0", "2.0", "3.0", "2.0"]
     assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
     assert "Top-1 91.7 %, Top-5 100.0 %" in reporting.summary(RESULTS)
+
+
+def test_table_with_intervals():
+    """± is half the interval's width, beside the compared metrics only; the centre baseline has one, too."""
+    results = copy.deepcopy(RESULTS) | {"bootstrap": {"resamples": 1000, "classification": {"top1": [88.0, 95.0]}}}
+    results["rows"][0]["interval"] = {"maxboxacc_v2": [67.0, 72.0], "gt_loc": [50.0, 60.0]}
+    results["center"]["interval"] = {"maxboxacc_v2": [20.0, 40.0]}
+    lines = [line.split() for line in reporting.table(results).splitlines()]
+    assert lines[0][:7] == ["method", "head", "MaxBoxAccV2", "±", "Δ", "@30", "@50"]
+    assert lines[2][:4] == ["cam", "softmax", "70.0", "2.5"] and lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
+    assert lines[7][:4] == ["centre", "Gaussian", "30.0", "10.0"]
+    text = reporting.summary(results)
+    assert "Top-1 91.7 ± 3.5 %, Top-5 100.0 %" in text and "95 % interval over images (1,000 resamples)" in text
+    assert "±" not in reporting.summary(RESULTS)
+
+
+def test_flat_names_of_intervals():
+    assert reporting.flatten({"a": 1, "interval": {"pxap": [2.0, 3.0], "maxboxacc": {30: [4.0, 5.0]}}}) == {
+        "a": 1, "interval_pxap_low": 2.0, "interval_pxap_high": 3.0, "interval_maxboxacc_30_low": 4.0,
+        "interval_maxboxacc_30_high": 5.0}
 
 
 def test_files(tmp_path):

@@ -30,12 +30,16 @@ def versions() -> dict[str, str]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """A line a method and head; "Δ" is the change against the method's softmax row."""
+    """A line a method and head; "Δ" is the change against the method's softmax row.
+
+    "±" is half the width of a number's 95 % interval over images, where `interval` holds it.
+    """
     shown = [key for key in _COLUMNS if any(key in row for row in results["rows"])]
     iou_keys = list(results["rows"][0].get("maxboxacc", {})) if results["rows"] else []
+    with_interval = [key for key in _COMPARED if any(key in row.get("interval", {}) for row in results["rows"])]
     headings = ["method", "head"]
     for key in shown:
-        headings += [_COLUMNS[key], "Δ"] if key in _COMPARED else [_COLUMNS[key]]
+        headings += [_COLUMNS[key]] + ["±"] * (key in with_interval) + ["Δ"] * (key in _COMPARED)
         headings += [f"@{iou}" for iou in iou_keys] if key == "maxboxacc_v2" else []
     baselines = {row["method"]: row for row in results["rows"] if row["head"] == "softmax" and not row["clamped"]}
     lines, previous = [], None
@@ -44,15 +48,18 @@ def table(results: dict[str, Any]) -> str:
             lines.append([""] * len(headings))
         name = "" if row["method"] == previous else row["method"]
         lines.append([name, row["head"] + (", clamped" if row["clamped"] else ""),
-                      *_cells(row, baselines.get(row["method"]), shown, iou_keys)])
+                      *_cells(row, baselines.get(row["method"]), shown, iou_keys, with_interval)])
         previous = row["method"]
     return tabulate(lines, headings, disable_numparse=True, colalign=["left"] * 2 + ["right"] * (len(headings) - 2))
 
 
-def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Iterable) -> list[str]:
+def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Iterable,
+           with_interval: Iterable[str]) -> list[str]:
     cells = []
     for key in shown:
         cells.append(f"{row[key]:.1f}" if key in row else "")
+        if key in with_interval:
+            cells.append(_half_width(row.get("interval", {}).get(key)))
         if key in _COMPARED:
             known = baseline is not None and baseline is not row and key in row and key in baseline
             cells.append(f"{row[key] - baseline[key]:+.1f}" if known else "")
@@ -61,12 +68,21 @@ def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Ite
     return cells
 
 
+def _half_width(interval: list[float] | None) -> str:
+    return f"{(interval[1] - interval[0]) / 2:.1f}" if interval is not None else ""
+
+
 def summary(results: dict[str, Any]) -> str:
     """What stands around the table: the classifier's accuracy before it, the seconds after it."""
-    accuracy = ", ".join(f"{key.replace('top', 'Top-')} {value:.1f} %" for key, value in results["classification"].items())
+    bounds = results.get("bootstrap", {}).get("classification", {})
+    accuracy = ", ".join(
+        f"{key.replace('top', 'Top-')} {value:.1f}{' ± ' + _half_width(bounds[key]) if key in bounds else ''} %"
+        for key, value in results["classification"].items())
+    legend = (f"±: half the width of the 95 % interval over images ({results['bootstrap']['resamples']:,} resamples)\n\n"
+              if "bootstrap" in results else "")
     seconds = ", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items())
     return (f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: {accuracy}\n\n"
-            f"{table(results)}\n\n{seconds}")
+            f"{table(results)}\n\n{legend}{seconds}")
 
 
 def row_name(row: dict) -> str:
@@ -95,19 +111,30 @@ def threshold_table(results: dict[str, Any]) -> str:
 def write_results(run: RunFolder, results: dict[str, Any]) -> None:
     """results.json whole and results.csv, a line a row of the table."""
     run.write("results.json", json.dumps(results, indent=2) + "\n")
-    flat = [flatten(row) for row in results["rows"]]
+    write_csv(run, "results.csv", [flatten(row) for row in results["rows"]])
+
+
+def write_csv(run: RunFolder, name: str, lines: list[dict[str, Any]]) -> None:
+    """A csv file of dicts; a cell is empty where its line lacks the column."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
-    run.write("results.csv", text.getvalue())
+    writer.writerows(lines)
+    run.write(name, text.getvalue())
+
+
+def row_id(row: dict[str, Any]) -> str:
+    """The name of a row of results.json, `<method>_<head>[_clamped]`, as its maps' folder has it."""
+    return f"{row['method']}_{row['head']}" + ("_clamped" if row["clamped"] else "")
 
 
 def flatten(row: dict, prefix: str = "") -> dict[str, Any]:
-    """{"maxboxacc": {30: 80.0}} → {"maxboxacc_30": 80.0}, at any depth."""
+    """{"maxboxacc": {30: 80.0}} → {"maxboxacc_30": 80.0}, at any depth; a pair [a, b] becomes ..._low and ..._high."""
     flat = {}
     for key, value in row.items():
         name = f"{prefix}{key}"
+        if isinstance(value, list) and len(value) == 2:
+            value = dict(zip(("low", "high"), value, strict=True))
         flat |= flatten(value, f"{name}_") if isinstance(value, dict) else {name: value}
     return flat
 
@@ -155,8 +182,7 @@ class Wandb:
         self._run.log({"results": wandb.Table(columns, [[row.get(c) for c in columns] for row in flat]),
                        **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
         for row in results["rows"]:
-            name = f"{row['method']}_{row['head']}" + ("_clamped" if row["clamped"] else "")
-            self._run.summary.update({f"{name}/{key}": value for key, value in flatten(row).items()
+            self._run.summary.update({f"{row_id(row)}/{key}": value for key, value in flatten(row).items()
                                       if isinstance(value, float)})
 
     def close(self) -> None:

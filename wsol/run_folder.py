@@ -139,11 +139,11 @@ class RunFolder:
                                      "--experiment_name") from None
                 self.path = self.root / f"run-{_latest_number(self.root) + 1}"
 
-    def write(self, name: str, text: str) -> Path:
-        """Write a text file whole or not at all."""
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file whole or not at all; text as UTF-8."""
         path = self.path / name
         temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
         temporary.replace(path)
         return path
 

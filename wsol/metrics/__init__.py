@@ -9,10 +9,12 @@ from wsol.metrics.boxes import (
     box_iou,
     contour_boxes,
     match_boxes,
+    match_contours,
     quantize,
     resize_boxes,
     scoremap_boxes,
     thresholds,
+    trace_contours,
 )
 from wsol.metrics.localization import (
     BoxAccuracy,
@@ -34,8 +36,10 @@ __all__ = [
     "center_gaussian",
     "contour_boxes",
     "match_boxes",
+    "match_contours",
     "quantize",
     "resize_boxes",
     "scoremap_boxes",
     "thresholds",
+    "trace_contours",
 ]

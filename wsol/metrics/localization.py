@@ -6,7 +6,9 @@
     metric.compute()["maxboxacc_v2"]
 
 The state of a metric is a dict of int64 counts, so several processes (or shards) are joined by adding
-them, and 1 and N processes agree to the last digit. Sources: Choe et al., "Evaluating Weakly Supervised
+them, and 1 and N processes agree to the last digit. As with torchmetrics each process updates with its
+own images; where torch.distributed is initialised `compute` sums over the processes, so all have to call
+it, and leaves each one's own counts as they are. Sources: Choe et al., "Evaluating Weakly Supervised
 Object Localization Methods Right" (CVPR 2020; TPAMI 2022: MaxBoxAcc, MaxBoxAccV2, PxAP) and its code,
 clovaai/wsolevaluation; GT-known and Top-1 localization as in Zhou et al., "Learning Deep Features for
 Discriminative Localization" (CVPR 2016).
@@ -14,15 +16,26 @@ Discriminative Localization" (CVPR 2016).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Self
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 
-from wsol.metrics.boxes import RESOLUTION, BestIoU, best_iou, match_boxes, scoremap_boxes, thresholds
+from wsol import distributed
+from wsol.metrics.boxes import RESOLUTION, BestIoU, best_iou, match_contours, thresholds, trace_contours
+from wsol.metrics.records import BoxRecords, PixelRecords
 
 _V1_IOU = 50  # per cent: the IoU threshold of MaxBoxAcc, GT-Loc, Top-1 Loc and Top-5 Loc
+# Which contours a key of `BoxAccuracy.compute` looks at: all of them, or the largest alone.
+CONTOURS = dict.fromkeys(("maxboxacc", "maxboxacc_v2"), "multi") | dict.fromkeys(
+    ("maxboxacc_v1", "gt_loc", "top1_loc", "top5_loc", "gt_loc_best", "top1_loc_best", "gt_loc_val", "top1_loc_val"),
+    "single")
+# Keys whose ground truth may be an image's first box alone (--gt_boxes), as in Dual-CAM's code.
+OF_GT_BOXES = ("gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc")
 
 
 def center_gaussian(size: int = RESOLUTION) -> np.ndarray:
@@ -60,11 +73,28 @@ def average_precision(foreground: np.ndarray, background: np.ndarray) -> float:
 
 
 class _CountingMetric:
-    """A metric whose state is a dict of int64 count arrays, added only where `settings` agree."""
+    """A metric whose state is a dict of int64 count arrays, added only where `settings` agree.
 
-    def __init__(self, settings: tuple, counts: dict[str, np.ndarray]):
+    `threads` share the images of an update; None takes as many as torch (`torch.get_num_threads`).
+
+    `records` are kept beside the counts where asked for, see wsol/metrics/records.py. They are no part of the state,
+    which is summed over processes: `merge` joins those of shards, and `load_state` leaves them as they are.
+    """
+
+    def __init__(self, settings: tuple, counts: dict[str, np.ndarray], threads: int | None,
+                 records: BoxRecords | PixelRecords | None):
+        if threads is not None and threads < 1:
+            raise ValueError(f"at least one thread has to count, got {threads}")
         self._settings = settings
         self._counts = counts
+        self.threads = threads
+        self.records = records
+
+    def reset(self) -> None:
+        """Start again without any image."""
+        self._counts = {name: np.zeros_like(count) for name, count in self._counts.items()}
+        if self.records is not None:
+            self.records.reset()
 
     def state(self) -> dict[str, np.ndarray]:
         """A copy of the counts, int64; add them over processes, then `load_state` the sums."""
@@ -81,11 +111,31 @@ class _CountingMetric:
     def merge(self, other: Self) -> Self:
         """Add the counts of another shard to these, in place. Raises ValueError if its settings differ."""
         self._check_same_settings(other)
+        if (self.records is None) != (other.records is None):
+            raise ValueError("one shard keeps records of its images and the other does not")
+        if self.records is not None:
+            self.records.merge(other.records)
         for name, count in other._counts.items():
             self._counts[name] += count  # in place, so that 0-d counts stay arrays
         return self
 
     __iadd__ = merge
+
+    def over_processes(self) -> Self:
+        """The metric of all processes' images; this very one where there is one process. All have to call it."""
+        if distributed.world_size() == 1:
+            return self
+        total = copy.copy(self)
+        total._counts = distributed.sum_counts(self._counts)
+        return total
+
+    def _map(self, function: Callable, *arguments: Iterable) -> list[Any]:
+        """`list(map(function, *arguments))`, by threads."""
+        threads = self.threads or torch.get_num_threads()
+        if threads == 1:
+            return list(map(function, *arguments))
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(function, *arguments))
 
     def _check_same_settings(self, other: _CountingMetric) -> None:
         if type(self) is not type(other) or self._settings != other._settings:
@@ -103,6 +153,8 @@ class BoxAccuracy(_CountingMetric):
         loc_threshold: the fixed tau of GT-Loc, Top-1 Loc and Top-5 Loc. It is evaluated as it stands,
             on the grid of tau or not.
         resolution: side of the score maps; ground truth must be at the same scale.
+        threads: how many share the images of an update; None: as many as torch computes with.
+        record: keep in `records` which images are right.
     """
 
     def __init__(
@@ -111,6 +163,8 @@ class BoxAccuracy(_CountingMetric):
         iou_thresholds: Sequence[float] = (30, 50, 70),
         loc_threshold: float = 0.2,
         resolution: int = RESOLUTION,
+        threads: int | None = None,
+        record: bool = False,
     ):
         if not 0 <= loc_threshold <= 1:
             raise ValueError(f"loc_threshold must lie in [0, 1], got {loc_threshold}")
@@ -135,6 +189,8 @@ class BoxAccuracy(_CountingMetric):
                 "images_top1": np.zeros((), np.int64),  # those with known classification
                 "images_top5": np.zeros((), np.int64),
             },
+            threads=threads,
+            records=BoxRecords(self._columns, self.iou_thresholds) if record else None,
         )
 
     @property
@@ -163,8 +219,7 @@ class BoxAccuracy(_CountingMetric):
         scoremaps = _check_maps(scoremaps, self.resolution)
         if len(boxes) != len(scoremaps):
             raise ValueError(f"{len(scoremaps)} score maps, but boxes of {len(boxes)} images")
-        # One after the other: threads do not pay, contour calls are too short between interpreter locks.
-        ious = [best_iou(scoremap, gt, self._columns) for scoremap, gt in zip(scoremaps, boxes)]
+        ious = self._map(lambda scoremap, gt: best_iou(scoremap, gt, self._columns), scoremaps, boxes)
         self._count(ious, _check_correct(top1, len(boxes), "top1"), _check_correct(top5, len(boxes), "top5"))
 
     def update_shared(
@@ -178,8 +233,8 @@ class BoxAccuracy(_CountingMetric):
 
         The other arguments, and what raises ValueError, are those of `update`.
         """
-        found = scoremap_boxes(_check_maps(np.asarray(scoremap)[None], self.resolution)[0], self._columns)
-        ious = [match_boxes(found, gt) for gt in boxes]
+        contours = trace_contours(_check_maps(np.asarray(scoremap)[None], self.resolution)[0])
+        ious = [match_contours(contours, gt, self._columns) for gt in boxes]
         self._count(ious, _check_correct(top1, len(boxes), "top1"), _check_correct(top5, len(boxes), "top5"))
 
     def compute(self, val: BoxAccuracy | None = None) -> dict:
@@ -201,11 +256,13 @@ class BoxAccuracy(_CountingMetric):
             ValueError: nothing was added here or to `val`, its settings differ, or classification is
                 known for only some of the images.
         """
+        total = self.over_processes()
         if val is not None:
             self._check_same_settings(val)
+            val = val.over_processes()
             val._check_not_empty("the val split")
-        multi = {delta: self._curve("multi", self._deltas.index(delta)) for delta in self.iou_thresholds}
-        gt_loc, top1_loc, top5_loc = self._single_curves()
+        multi = {delta: total._curve("multi", self._deltas.index(delta)) for delta in self.iou_thresholds}
+        gt_loc, top1_loc, top5_loc = total._single_curves()
         gt_loc_val, top1_loc_val, _ = val._single_curves() if val is not None else (None, None, None)
 
         best = {delta: _best(curve) for delta, curve in multi.items()}
@@ -235,22 +292,26 @@ class BoxAccuracy(_CountingMetric):
         `contours`: "multi", the best box of all contours, or "single", the largest contour's.
         Raises ValueError when nothing was added.
         """
-        rows = {delta: self._curve(contours, self._deltas.index(delta))[:-1] for delta in self.iou_thresholds}
+        total = self.over_processes()
+        rows = {delta: total._curve(contours, self._deltas.index(delta))[:-1] for delta in self.iou_thresholds}
         return {"tau": self.taus.copy(), "maxboxacc": rows}
 
     def _count(self, ious: Sequence[BestIoU], top1: np.ndarray | None, top5: np.ndarray | None) -> None:
         fractions = np.array(self._deltas)[:, None] / 100  # (D, 1)
         v1_row = self._deltas.index(_V1_IOU)
-        single = np.array([iou.single >= fractions for iou in ious], dtype=bool)  # (B, D, T + 1)
-        single = single.reshape(-1, *self._counts["single"].shape)  # of no images too
-        for iou in ious:
-            self._counts["multi"] += iou.multi >= fractions
+        shape = self._counts["multi"].shape  # (D, T + 1)
+        multi = np.array([iou.multi >= fractions for iou in ious], dtype=bool).reshape(-1, *shape)  # of no images too
+        single = np.array([iou.single >= fractions for iou in ious], dtype=bool).reshape(-1, *shape)
+        self._counts["multi"] += multi.sum(axis=0)
         self._counts["single"] += single.sum(axis=0)
         self._counts["images"] += len(ious)
         for name, correct in (("top1", top1), ("top5", top5)):
             if correct is not None:
                 self._counts[name] += single[correct, v1_row].sum(axis=0)
                 self._counts[f"images_{name}"] += len(correct)
+        if self.records is not None:
+            of_deltas = [self._deltas.index(delta) for delta in self.iou_thresholds]
+            self.records.add(multi[:, of_deltas], single[:, v1_row], np.array([iou.single[-1] for iou in ious]))
 
     def _single_curves(self) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
         """Single-contour accuracy at 50: GT-known, Top-1 and Top-5, (T + 1,) per cent, None if not known."""
@@ -282,16 +343,22 @@ class PixelAveragePrecision(_CountingMetric):
     Args:
         interval: step of the thresholds tau, the width of a bin.
         resolution: side of maps and masks.
+        threads: how many share the images of an update; None: as many as torch computes with.
+        record: keep in `records` the counts of each image.
     """
 
-    def __init__(self, interval: float = 0.001, resolution: int = RESOLUTION):
+    def __init__(self, interval: float = 0.001, resolution: int = RESOLUTION, threads: int | None = None,
+                 record: bool = False):
         self.resolution = resolution
+        self._interval = interval
         # [2, 3) stays empty: `average_precision` leaves the topmost bin out, so that one may be.
         self._edges = np.append(thresholds(interval), [2.0, 3.0])
         bins = len(self._edges) - 1
         super().__init__(
             settings=(interval, resolution),
             counts={"foreground": np.zeros(bins, np.int64), "background": np.zeros(bins, np.int64)},
+            threads=threads,
+            records=PixelRecords(resolution**2) if record else None,
         )
 
     def update(self, scoremaps: ArrayLike, masks: ArrayLike) -> None:
@@ -308,24 +375,30 @@ class PixelAveragePrecision(_CountingMetric):
         masks = np.asarray(masks)
         if masks.shape != scoremaps.shape:
             raise ValueError(f"masks have shape {masks.shape}, score maps {scoremaps.shape}")
-        if not np.all((scoremaps >= 0) & (scoremaps <= 1)):  # also False for NaN
-            raise ValueError("score map values must lie in [0, 1], without NaN")
-        foreground, background = masks == 1, masks == 0
-        if not np.all(foreground | background | (masks == 255)):
-            raise ValueError("mask values must be 1 (foreground), 0 (background) or 255 (ignored)")
-        self._counts["foreground"] += np.histogram(scoremaps[foreground], self._edges)[0]
-        self._counts["background"] += np.histogram(scoremaps[background], self._edges)[0]
+        if masks.dtype != np.uint8:
+            if not np.isin(masks, (0, 1, 255)).all():
+                raise ValueError("mask values must be 1 (foreground), 0 (background) or 255 (ignored)")
+            masks = masks.astype(np.uint8)
+        from wsol.metrics.pixel_counts import count_pixels  # here: importing its compiler takes half a second
+
+        counts = self._map(lambda *pair: count_pixels(*pair, self._edges, self._interval), scoremaps, masks)
+        counts = np.array(counts, dtype=np.int64).reshape(-1, 2, len(self._edges) - 1)  # of no images too
+        self._counts["foreground"] += counts[:, 0].sum(axis=0)
+        self._counts["background"] += counts[:, 1].sum(axis=0)
+        if self.records is not None:
+            self.records.add(counts)
 
     @property
     def has_foreground(self) -> bool:
-        """Is there a foreground pixel to be found? Without one the metric is not defined."""
-        return bool(self._counts["foreground"].any())
+        """Is there a foreground pixel to be found? Without one the metric is not defined. Sums over processes, too."""
+        return bool(self.over_processes()._counts["foreground"].any())
 
     def compute(self) -> dict[str, float]:
         """`pxap` in per cent. Raises ValueError when no foreground pixel was counted."""
-        if not self.has_foreground:
+        total = self.over_processes()._counts
+        if not total["foreground"].any():
             raise ValueError("PxAP is not defined: no foreground pixel in any mask")
-        return {"pxap": 100 * average_precision(self._counts["foreground"], self._counts["background"])}
+        return {"pxap": 100 * average_precision(total["foreground"], total["background"])}
 
 
 def _best(curve: np.ndarray | None) -> int | None:

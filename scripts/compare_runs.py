@@ -1,0 +1,66 @@
+#!/usr/bin/env python
+"""Compare finished runs: mean ± deviation over seeds, and paired differences over the same images.
+
+    python scripts/compare_runs.py experiments/cam experiments/hires            # A, B; more follow as C, D, ...
+    python scripts/compare_runs.py cam-0,cam-1,cam-2 hires-0,hires-1,hires-2    # groups of seeds, joined by commas
+    python scripts/compare_runs.py 'experiments/cam-*' 'experiments/hires-*'    # or by patterns, quoted
+    python scripts/compare_runs.py experiments/cam --metrics maxboxacc_v2,pxap  # one: its rows against softmax rows
+
+Each is a run folder of main.py, evaluated on the same split. What it prints: wsol/comparison.py.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from wsol.comparison import read_groups, table  # noqa: E402
+from wsol.errors import InputError  # noqa: E402
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """The groups, the table and what its signs mean."""
+    groups, images = read_groups(arguments.runs, arguments.bootstrap, arguments.seed)
+    lines = [f"{group.name}: {', '.join(map(str, group.folders))}" for group in groups]
+    legend = []
+    if any(len(group.folders) > 1 for group in groups):
+        legend.append("±: standard deviation over the runs of a group")
+    if arguments.bootstrap:
+        legend.append(f"[low, high]: 95 % bootstrap interval of the difference over the same images "
+                      f"({arguments.bootstrap:,} resamples, trained networks held fixed); *: without 0")
+    return "\n".join([*lines, images, "", table(groups, arguments.rows, arguments.metrics), "", *legend])
+
+
+def names(text: str) -> list[str]:
+    """"a, b" → ["a", "b"]."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def resamples(text: str) -> int:
+    """A number of resamples, 0 for none."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of resamples")
+    return int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", metavar="RUN[,RUN...]",
+                        help="run folders; a group of seeds joined by commas, or a quoted pattern")
+    parser.add_argument("--rows", type=names, default=[], metavar="A,B,...", help="only these rows, such as "
+                        "cam_sigmoid_clamped, or classification")
+    parser.add_argument("--metrics", type=names, default=[], metavar="A,B,...", help="only these, such as maxboxacc_v2")
+    parser.add_argument("--bootstrap", type=resamples, default=1000, metavar="N",
+                        help="resamples (default 1000), 0: none")
+    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
+    try:
+        print(report(parser.parse_args(argv)))
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,363 @@
+"""All contours of all foregrounds of a grey map from one pass over its pixels: what OpenCV finds level by level.
+
+    contours = trace(quantized)                     # (H, W) uint8; the foregrounds are quantized > 0, 1, ..., 254
+    multi, single = match(contours, boxes, taus)    # best IoU at each threshold, of any contour and of the largest
+
+Pixels enter grey by grey and a union-find joins them to components (a component tree: Najman and Couprie, "Building
+the component tree in quasi-linear time", IEEE TIP 2006); a component whose box stays the same over some levels is
+written down once. `cv2.findContours(RETR_TREE)`, `boundingRect` and `contourArea` come out of this because:
+
+* A contour is the border of an 8-connected foreground component, or of a hole, a 4-connected background component
+  that does not reach the image's border. A hole's contour runs on the foreground pixels around it, so its box is the
+  hole's grown by one pixel on each side.
+* The largest contour is that of a component outside of all holes: what lies inside a contour is not larger, and OpenCV
+  lists it later. Those components, their holes filled, are the components of the map with its holes filled.
+* contourArea of a component without holes counts 1 for each square of 2 x 2 of its pixels, and 1/2 for each square
+  with three of them. Of equally large components OpenCV lists that one first whose first pixel, in raster order, is last.
+
+The loops are compiled, see wsol/metrics/compiled.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import int32, uint8, uint32, uintp
+
+from wsol.metrics.compiled import inlined, kept
+
+NUM_LEVELS = 256  # a foreground is what is brighter than one of 256 levels; nothing is brighter than the last
+
+# Neighbours of a pixel are bits: N, NE, E, SE, S, SW, W, NW from the lowest.
+_NUM_DIRECTIONS = 8
+_NONE = 8  # no direction
+_OUTSIDE = -1  # the grey around the map
+
+
+class Contours(NamedTuple):
+    """All contours of one map. A contour whose box is the same at several levels is one row."""
+
+    boxes: np.ndarray  # (N, 6) int32: x0, y0, x1, y1 as `wsol.metrics.boxes.contour_boxes` gives them, the lowest
+    # level with this box, and the one behind the highest
+    largest: np.ndarray  # (256, 4) int32, at each level the box of the largest contour; (0, 0, 0, 0) without any
+    brightest: int  # the map's largest grey: from this level on there is no contour
+
+
+def trace(quantized: np.ndarray) -> Contours:
+    """Contours of the foregrounds `quantized > level` of a map (H, W) uint8, for all levels 0..255.
+
+    The map must have less than 2**29 pixels: they are counted in 32 bits.
+    """
+    height, width = quantized.shape
+    # A power of two, so that the low bits of a position are its column.
+    padded = np.full((height + 2, 1 << (width + 1).bit_length()), _OUTSIDE, np.int16)
+    padded[1:-1, 1 : width + 1] = quantized
+    brightest = int(quantized.max())
+    order, bounds, around = _enter(padded, width)
+    foreground, _, _ = _grow(order, bounds, around, width, True, _FOREGROUND)
+    holes, labels, joined = _grow(order[::-1].copy(), order.size - bounds[::-1], around, width, False, _BACKGROUND)
+    _fill(padded, labels, joined)
+    order, bounds, around = _enter(padded, width)
+    return Contours(np.concatenate([foreground, holes]), _largest(order, bounds, around, width, brightest), brightest)
+
+
+def match(contours: Contours, gt_boxes: np.ndarray, taus: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Best IoU with any of the boxes (m, 4) int64, m >= 1, at each threshold (T,) float64 in [0, 1].
+
+    Returns two (T,) float64: over all contours, and of the largest contour alone.
+    """
+    gt_boxes = np.require(gt_boxes, np.int64, ["C_CONTIGUOUS", "WRITEABLE"])
+    taus = np.require(taus, np.float64, ["C_CONTIGUOUS", "WRITEABLE"])
+    return _match(*contours, gt_boxes, taus)
+
+
+def _groups(neighbours: int, diagonal: bool) -> list[int]:
+    """One direction for each connected group of neighbours that touches the pixel in their midst.
+
+    `diagonal`: pixels that share a corner are connected, too.
+    """
+    group = {direction: direction for direction in range(_NUM_DIRECTIONS) if neighbours >> direction & 1}
+    for _ in group:
+        for a in group:
+            for b in group:
+                steps = (b - a) % _NUM_DIRECTIONS
+                if steps == 1 or (diagonal and steps == 2 and a % 2 == 0):
+                    group[a] = group[b] = min(group[a], group[b])
+    touching = {group[direction]: direction for direction in group if diagonal or direction % 2 == 0}
+    return sorted(touching.values())
+
+
+def _may_extend(neighbours: int, first_pixel: bool) -> bool:
+    """Could a pixel with these neighbours in its component be outermost on some side, or its first in raster order?"""
+    sides = [0b10000011, 0b00001110, 0b00111000, 0b11100000]  # north, east, south, west: all lie on one side
+    if first_pixel:
+        sides.append(0b00111100)  # all lie behind it
+    return any(neighbours & ~side == 0 for side in sides)
+
+
+def _joining(diagonal: bool, first_pixel: bool) -> np.ndarray:
+    """What to do with a pixel, by its neighbours that entered before it in the foreground's order: (256, 3) uint8.
+
+    Columns: the direction of the first group of neighbours to join (_NONE without any); the directions of the further
+    groups, as bits; and whether there is more to do than joining one group. The foreground is connected diagonally.
+    The background is not, and enters in the opposite order: the neighbours that it finds are all but the earlier ones.
+    """
+    table = np.zeros((256, 3), np.uint8)
+    for earlier in range(256):
+        present = earlier if diagonal else 255 - earlier
+        groups = _groups(present, diagonal) or [_NONE]
+        extends = _may_extend(present if diagonal else present & 0b01010101, first_pixel)
+        table[earlier] = groups[0], sum(1 << direction for direction in groups[1:]), len(groups) > 1 or extends
+    return table
+
+
+_FOREGROUND, _FILLED = _joining(diagonal=True, first_pixel=False), _joining(diagonal=True, first_pixel=True)
+_BACKGROUND = _joining(diagonal=False, first_pixel=False)
+# Twice the area that a pixel adds: 1 for each square of 2 x 2 pixels of which at least two others are there.
+_DOUBLED_AREA = np.array([sum(((around | around << 8) >> corner - 1 & 0b111).bit_count() >= 2 for corner in (1, 3, 5, 7))
+                          for around in range(256)], np.uint8)
+
+
+@kept
+def _enter(grey, width):
+    """The order in which pixels enter the foreground, and which of its neighbours each finds there.
+
+    grey: the padded map (H + 2, stride) int16. Returns the order (H * W,) uint32 of positions, brightest first and
+    among equals in raster order; bounds (257,) int64, where the pixels of grey 255, 254, ..., 0 begin; and the
+    neighbours that entered before, (H + 2, stride) uint8.
+    """
+    height, stride = grey.shape[0] - 2, grey.shape[1]
+    around = np.zeros(grey.shape, np.uint8)
+    bounds = np.zeros(257, np.int64)
+    for y in range(height):
+        above, row, below, out = grey[y], grey[y + 1], grey[y + 2], around[y + 1]
+        for x in range(width):  # everything in 8 bits, or else this is not vectorised
+            g = row[x + 1]
+            out[x + 1] = (uint8(above[x + 1] >= g) | uint8(uint8(above[x + 2] >= g) << 1)
+                          | uint8(uint8(row[x + 2] > g) << 2) | uint8(uint8(below[x + 2] > g) << 3)
+                          | uint8(uint8(below[x + 1] > g) << 4) | uint8(uint8(below[x] > g) << 5)
+                          | uint8(uint8(row[x] >= g) << 6) | uint8(uint8(above[x] >= g) << 7))
+        for x in range(width):
+            bounds[uintp(256 - row[x + 1])] += 1
+    for batch in range(256):
+        bounds[batch + 1] += bounds[batch]
+    order, place = np.empty(height * width, np.uint32), bounds.copy()
+    for y in range(height):
+        row, position = grey[y + 1], uint32((y + 1) * stride + 1)
+        for x in range(width):
+            batch = uintp(255 - row[x + 1])
+            order[uintp(place[batch])] = position
+            place[batch] += 1
+            position += uint32(1)
+    return order, bounds, around
+
+
+@kept
+def _grow(order, bounds, around, width, foreground, joining):
+    """Let pixels enter, one grey after the other, and write down each box of each component.
+
+    order, bounds, around: of `_enter`; for the background, order and bounds reversed. joining: of `_joining`.
+    Returns the boxes as those of `Contours`; the component that each pixel entered, (size of around,) uint32; and the
+    grey at which each component became part of component 0, the background that reaches the border, int16.
+    """
+    height, stride = around.shape[0] - 2, around.shape[1]
+    around, steps = around.ravel(), _steps(stride)
+    labels = np.zeros(around.size, np.uint32)  # 0 around the map
+    most = order.size // 2 + 2  # components do not start side by side
+    parent, host, joined = np.zeros(most, np.uint32), np.zeros(most, np.uint32), np.zeros(most, np.int16)
+    extent, since = np.empty((most, 4), np.int32), np.empty(most, np.int32)
+    rows, num_rows, number = np.empty((1024, 6), np.int32), uintp(0), uintp(1)
+    for batch in range(256):
+        grey = 255 - batch if foreground else batch
+        if len(rows) < num_rows + number:  # no component is written twice at one grey
+            longer = np.empty((num_rows + num_rows + number, 6), np.int32)
+            for i in range(num_rows):
+                for k in range(6):
+                    longer[i, k] = rows[i, k]
+            rows = longer
+        if grey == 0 and foreground:
+            break  # grey 0 is never foreground
+        for i in range(bounds[batch], bounds[batch + 1]):
+            p = uintp(order[uintp(i)])
+            earlier = uintp(around[p])
+            direction = uintp(joining[earlier, 0])
+            if direction == _NONE:
+                labels[p] = parent[number] = number
+                since[number] = grey
+                extent[number, 0] = extent[number, 1] = p
+                extent[number, 2] = extent[number, 3] = p & uintp(stride - 1)
+                number += uintp(1)
+                continue
+            c = _find(parent, labels[p + steps[direction]])
+            if joining[earlier, 2]:
+                first = last = int32(p)
+                left = right = int32(p & uintp(stride - 1))
+                for k in range(8):
+                    if joining[earlier, 1] >> k & 1:
+                        d = _find(parent, labels[p + steps[uintp(k)]])
+                        if c != d:
+                            c, d = min(c, d), max(c, d)  # component 0 stays, and a host's number is lower
+                            parent[d] = host[d] = c
+                            joined[d] = grey
+                            num_rows = _write(extent, d, since, grey, stride, width, height, foreground, rows, num_rows)
+                            first, last = min(first, extent[d, 0]), max(last, extent[d, 1])
+                            left, right = min(left, extent[d, 2]), max(right, extent[d, 3])
+                if c and (first < extent[c, 0] or last > extent[c, 1] or left < extent[c, 2] or right > extent[c, 3]):
+                    num_rows = _write(extent, c, since, grey, stride, width, height, foreground, rows, num_rows)
+                    extent[c, 0], extent[c, 1] = min(first, extent[c, 0]), max(last, extent[c, 1])
+                    extent[c, 2], extent[c, 3] = min(left, extent[c, 2]), max(right, extent[c, 3])
+            labels[p] = c
+    for c in range(uintp(1), number):
+        if host[c]:
+            joined[c] = max(joined[c], joined[host[c]])
+        elif foreground:  # there to the end
+            num_rows = _write(extent, c, since, grey, stride, width, height, foreground, rows, num_rows)
+    return rows[:num_rows], labels, joined
+
+
+@kept
+def _largest(order, bounds, around, width, brightest):
+    """The box of the largest component of a map without holes at each level, (256, 4) int32.
+
+    order, bounds, around: of `_enter`. (0, 0, 0, 0) from the brightest grey on.
+    """
+    height, stride = around.shape[0] - 2, around.shape[1]
+    around, steps = around.ravel(), _steps(stride)
+    labels = np.zeros(around.size, np.uint32)
+    most = order.size // 2 + 2
+    parent, doubled_area, extent = np.zeros(most, np.uint32), np.zeros(most, np.int64), np.empty((most, 4), np.int32)
+    alive, num_alive, number, best = np.empty(most, np.uint32), uintp(0), uintp(1), uintp(0)
+    largest = np.zeros((NUM_LEVELS, 4), np.int32)
+    for level in range(brightest - 1, -1, -1):
+        batch = 254 - level
+        for i in range(bounds[batch], bounds[batch + 1]):
+            p = uintp(order[uintp(i)])
+            earlier = uintp(around[p])
+            direction = uintp(_FILLED[earlier, 0])
+            if direction == _NONE:
+                labels[p] = parent[number] = alive[num_alive] = number
+                extent[number, 0] = extent[number, 1] = p
+                extent[number, 2] = extent[number, 3] = p & uintp(stride - 1)
+                num_alive += uintp(1)
+                number += uintp(1)
+                continue
+            c = _find(parent, labels[p + steps[direction]])
+            if _FILLED[earlier, 2]:
+                first = last = int32(p)
+                left = right = int32(p & uintp(stride - 1))
+                for k in range(8):
+                    if _FILLED[earlier, 1] >> k & 1:
+                        d = _find(parent, labels[p + steps[uintp(k)]])
+                        if c != d:
+                            c, d = min(c, d), max(c, d)
+                            parent[d] = c
+                            doubled_area[c] += doubled_area[d]
+                            first, last = min(first, extent[d, 0]), max(last, extent[d, 1])
+                            left, right = min(left, extent[d, 2]), max(right, extent[d, 3])
+                extent[c, 0], extent[c, 1] = min(first, extent[c, 0]), max(last, extent[c, 1])
+                extent[c, 2], extent[c, 3] = min(left, extent[c, 2]), max(right, extent[c, 3])
+            labels[p] = c
+            doubled_area[c] += _DOUBLED_AREA[earlier]
+
+        if bounds[batch] < bounds[batch + 1]:
+            best, num_left = uintp(0), uintp(0)
+            for i in range(num_alive):
+                c = uintp(alive[i])
+                if parent[c] == c:
+                    alive[num_left] = c
+                    num_left += uintp(1)
+                    if (best == 0 or doubled_area[c] > doubled_area[best]
+                            or (doubled_area[c] == doubled_area[best] and extent[c, 0] > extent[best, 0])):
+                        best = c
+            num_alive = num_left
+        _box(extent, best, stride, width, height, 0, largest, level)
+    return largest
+
+
+@kept
+def _fill(padded, labels, joined):
+    """Raise each hole of the padded map, in place, to the lowest grey over which it drains to the border.
+
+    labels, joined: of `_grow` for the background.
+    """
+    for y in range(padded.shape[0]):
+        for x in range(padded.shape[1]):
+            component = labels[y * padded.shape[1] + x]
+            if component:
+                padded[y, x] = max(padded[y, x], joined[component])
+
+
+@inlined
+def _find(parent, label):
+    """The component that `label` is part of by now."""
+    c = uintp(label)
+    while parent[c] != c:
+        parent[c] = parent[uintp(parent[c])]
+        c = uintp(parent[c])
+    return c
+
+
+@inlined
+def _write(extent, c, since, grey, stride, width, height, foreground, rows, num_rows):
+    """Write down the box that component c had until this grey, unless it is newer; returns the number of rows then."""
+    if since[c] == grey:
+        return num_rows
+    _box(extent, c, stride, width, height, 0 if foreground else 1, rows, num_rows)
+    # Foreground at the levels from this grey up to the older one; background from the older one up to this.
+    rows[num_rows, 4], rows[num_rows, 5] = min(since[c], grey), max(since[c], grey)
+    since[c] = grey
+    return num_rows + uintp(1)
+
+
+@inlined
+def _box(extent, c, stride, width, height, margin, boxes, row):
+    """The contour's box of component c as x, y, x + w, y + h, cut off at the border, in a row of boxes.
+
+    extent[c]: first and last pixel, left and right column in the padded map. margin: by which the contour is larger.
+    """
+    boxes[row, 0] = extent[c, 2] - 1 - margin
+    boxes[row, 1] = extent[c, 0] // stride - 1 - margin
+    boxes[row, 2] = min(extent[c, 3] + margin, width - 1)
+    boxes[row, 3] = min(extent[c, 1] // stride + margin, height - 1)
+
+
+@inlined
+def _steps(stride):
+    """The distance of each direction's neighbour in the padded map; unsigned like indices, which spares a check."""
+    steps = np.empty(8, np.uintp)
+    for k, step in enumerate((-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride)):
+        steps[k] = uintp(step)
+    return steps
+
+
+@kept
+def _match(boxes, largest, brightest, gt_boxes, taus):
+    """`match` for the fields of `Contours`."""
+    multi, single = np.zeros(NUM_LEVELS), np.zeros(NUM_LEVELS)
+    for i in range(len(boxes)):
+        iou = _best_iou(boxes, i, gt_boxes)
+        for level in range(boxes[i, 4], boxes[i, 5]):
+            multi[level] = max(multi[level], iou)
+    for level in range(NUM_LEVELS):
+        single[level] = _best_iou(largest, level, gt_boxes)
+        if level >= brightest:
+            multi[level] = single[level]
+    multi_at, single_at = np.empty(len(taus)), np.empty(len(taus))
+    for i in range(len(taus)):
+        level = int(taus[i] * brightest)
+        multi_at[i], single_at[i] = multi[level], single[level]
+    return multi_at, single_at
+
+
+@inlined
+def _best_iou(boxes, i, gt_boxes):
+    """The best IoU of one box with any ground truth: the same quotients as those of `wsol.metrics.boxes.box_iou`."""
+    area, best = (boxes[i, 2] - boxes[i, 0] + 1) * (boxes[i, 3] - boxes[i, 1] + 1), 0.0
+    for k in range(len(gt_boxes)):
+        w = min(boxes[i, 2], gt_boxes[k, 2]) - max(boxes[i, 0], gt_boxes[k, 0]) + 1
+        h = min(boxes[i, 3], gt_boxes[k, 3]) - max(boxes[i, 1], gt_boxes[k, 1]) + 1
+        intersection = max(w, 0) * max(h, 0)
+        gt_area = (gt_boxes[k, 2] - gt_boxes[k, 0] + 1) * (gt_boxes[k, 3] - gt_boxes[k, 1] + 1)
+        best = max(best, intersection / (area + gt_area - intersection))
+    return best
