@@ -445,3 +445,40 @@ def test_center_baseline_finds_a_centred_box():
     metric.update_shared(center_gaussian(), [np.array([[60, 60, 165, 165]]), np.array([[0, 0, 20, 20]])])
     found = metric.compute()
     assert found["maxboxacc"] == {30: 50.0, 50: 50.0, 70: 50.0}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from([0.001, 0.01, 1 / 3, 0.3, 0.07, 1 / 7, 1.0]), st.integers(0, 2**32),
+       st.sampled_from([np.float32, np.float64]))
+def test_pixel_counts_equal_np_histogram(interval, seed, dtype):
+    """Bins' edges are met to the last bit: scores on an edge, and the next ones above and below."""
+    random = np.random.default_rng(seed)
+    taus = thresholds(interval)
+    scores = np.concatenate([random.choice(taus, 900), random.random(900), [0, 1]]).astype(dtype)
+    near = np.nextafter(scores, random.choice([0, 0.5, 1], scores.shape).astype(dtype), dtype=dtype)
+    scoremap = np.concatenate([scores, near])[:3600].reshape(1, 60, 60).clip(0, 1)
+    masks = random.choice([0, 1, 255], scoremap.shape).astype(np.uint8)
+    metric = PixelAveragePrecision(interval, resolution=60)
+    metric.update(scoremap, masks)
+    edges = np.append(taus, [2.0, 3.0])
+    for name, value in (("foreground", 1), ("background", 0)):
+        expected, _ = np.histogram(scoremap[masks == value], edges)
+        np.testing.assert_array_equal(metric.state()[name], expected)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(threads):
+    scoremaps, boxes, top1, top5 = random_images(9)
+    masks = np.random.default_rng(1).choice([0, 1, 255], scoremaps.shape).astype(np.uint8)
+    results = []
+    for number in (None, threads):
+        accuracy, pixels = BoxAccuracy(resolution=24, threads=number), PixelAveragePrecision(resolution=24, threads=number)
+        accuracy.update(scoremaps, boxes, top1, top5)
+        pixels.update(scoremaps, masks)
+        results.append((accuracy.compute(), pixels.compute()))
+        with pytest.raises(ValueError, match="NaN"):
+            accuracy.update(scoremaps * np.nan, boxes, top1, top5)
+        assert accuracy.num_images == 9
+    assert results[0] == results[1]
+    with pytest.raises(ValueError, match="at least one thread"):
+        BoxAccuracy(threads=0)

@@ -57,7 +57,7 @@ def trace(quantized: np.ndarray) -> Contours:
     order, bounds, around = _enter(padded, width)
     foreground, _, _ = _grow(order, bounds, around, width, True, _FOREGROUND)
     holes, labels, joined = _grow(order[::-1].copy(), order.size - bounds[::-1], around, width, False, _BACKGROUND)
-    _fill(padded, labels, joined)
+    _fill(padded, labels, joined, width)
     order, bounds, around = _enter(padded, width)
     return Contours(np.concatenate([foreground, holes]), _largest(order, bounds, around, width, brightest), brightest)
 
@@ -88,32 +88,30 @@ def _groups(neighbours: int, diagonal: bool) -> list[int]:
     return sorted(touching.values())
 
 
-def _may_extend(neighbours: int, first_pixel: bool) -> bool:
-    """Could a pixel with these neighbours in its component be outermost on some side, or its first in raster order?"""
-    sides = [0b10000011, 0b00001110, 0b00111000, 0b11100000]  # north, east, south, west: all lie on one side
-    if first_pixel:
-        sides.append(0b00111100)  # all lie behind it
-    return any(neighbours & ~side == 0 for side in sides)
+def _may_extend(neighbours: int) -> bool:
+    """Could a pixel with these neighbours in its component be in a row or column where that had none?"""
+    north, east, south, west = 0b10000011, 0b00001110, 0b00111000, 0b11100000
+    return any(neighbours & ~side == 0 for side in (north, east, south, west))
 
 
-def _joining(diagonal: bool, first_pixel: bool) -> np.ndarray:
-    """What to do with a pixel, by its neighbours that entered before it in the foreground's order: (256, 3) uint8.
+def _joining(diagonal: bool) -> np.ndarray:
+    """What to do with a pixel, by its neighbours that entered before it in the foreground's order: (256,) uint16.
 
-    Columns: the direction of the first group of neighbours to join (_NONE without any); the directions of the further
-    groups, as bits; and whether there is more to do than joining one group. The foreground is connected diagonally.
-    The background is not, and enters in the opposite order: the neighbours that it finds are all but the earlier ones.
+    Below 8 the pixel joins the neighbour in that direction, and that is all. Otherwise the low 4 bits are the direction
+    of the first group of neighbours to join, or _NONE, and the high 8 bits the directions of the further groups. The
+    foreground is connected diagonally. The background is not, and enters in the opposite order: the neighbours that a
+    pixel finds there are all but the earlier ones.
     """
-    table = np.zeros((256, 3), np.uint8)
+    table = np.zeros(256, np.uint16)
     for earlier in range(256):
         present = earlier if diagonal else 255 - earlier
-        groups = _groups(present, diagonal) or [_NONE]
-        extends = _may_extend(present if diagonal else present & 0b01010101, first_pixel)
-        table[earlier] = groups[0], sum(1 << direction for direction in groups[1:]), len(groups) > 1 or extends
+        first, *others = _groups(present, diagonal) or [_NONE]
+        more_to_do = others or _may_extend(present if diagonal else present & 0b01010101)
+        table[earlier] = first | (0b10000 if more_to_do else 0) | sum(1 << 8 + direction for direction in others)
     return table
 
 
-_FOREGROUND, _FILLED = _joining(diagonal=True, first_pixel=False), _joining(diagonal=True, first_pixel=True)
-_BACKGROUND = _joining(diagonal=False, first_pixel=False)
+_FOREGROUND, _BACKGROUND = _joining(diagonal=True), _joining(diagonal=False)
 # Twice the area that a pixel adds: 1 for each square of 2 x 2 pixels of which at least two others are there.
 _DOUBLED_AREA = np.array([sum(((around | around << 8) >> corner - 1 & 0b111).bit_count() >= 2 for corner in (1, 3, 5, 7))
                           for around in range(256)], np.uint8)
@@ -162,11 +160,12 @@ def _grow(order, bounds, around, width, foreground, joining):
     grey at which each component became part of component 0, the background that reaches the border, int16.
     """
     height, stride = around.shape[0] - 2, around.shape[1]
-    around, steps = around.ravel(), _steps(stride)
+    around, steps, shift = around.ravel(), _steps(stride), _log2(stride)
     labels = np.zeros(around.size, np.uint32)  # 0 around the map
     most = order.size // 2 + 2  # components do not start side by side
-    parent, host, joined = np.zeros(most, np.uint32), np.zeros(most, np.uint32), np.zeros(most, np.int16)
+    parent, host, joined = np.empty(most, np.uint32), np.empty(most, np.uint32), np.empty(most, np.int16)
     extent, since = np.empty((most, 4), np.int32), np.empty(most, np.int32)
+    parent[0] = host[0] = joined[0] = 0
     rows, num_rows, number = np.empty((1024, 6), np.int32), uintp(0), uintp(1)
     for batch in range(256):
         grey = 255 - batch if foreground else batch
@@ -180,39 +179,43 @@ def _grow(order, bounds, around, width, foreground, joining):
             break  # grey 0 is never foreground
         for i in range(bounds[batch], bounds[batch + 1]):
             p = uintp(order[uintp(i)])
-            earlier = uintp(around[p])
-            direction = uintp(joining[earlier, 0])
+            action = uintp(joining[uintp(around[p])])
+            if action < _NONE:
+                labels[p] = _find(parent, labels[p + steps[action]])
+                continue
+            direction = action & uintp(15)
             if direction == _NONE:
                 labels[p] = parent[number] = number
                 since[number] = grey
+                host[number] = joined[number] = 0
                 extent[number, 0] = extent[number, 1] = p
                 extent[number, 2] = extent[number, 3] = p & uintp(stride - 1)
                 number += uintp(1)
                 continue
             c = _find(parent, labels[p + steps[direction]])
-            if joining[earlier, 2]:
-                first = last = int32(p)
-                left = right = int32(p & uintp(stride - 1))
-                for k in range(8):
-                    if joining[earlier, 1] >> k & 1:
-                        d = _find(parent, labels[p + steps[uintp(k)]])
-                        if c != d:
-                            c, d = min(c, d), max(c, d)  # component 0 stays, and a host's number is lower
-                            parent[d] = host[d] = c
-                            joined[d] = grey
-                            num_rows = _write(extent, d, since, grey, stride, width, height, foreground, rows, num_rows)
-                            first, last = min(first, extent[d, 0]), max(last, extent[d, 1])
-                            left, right = min(left, extent[d, 2]), max(right, extent[d, 3])
-                if c and (first < extent[c, 0] or last > extent[c, 1] or left < extent[c, 2] or right > extent[c, 3]):
-                    num_rows = _write(extent, c, since, grey, stride, width, height, foreground, rows, num_rows)
-                    extent[c, 0], extent[c, 1] = min(first, extent[c, 0]), max(last, extent[c, 1])
-                    extent[c, 2], extent[c, 3] = min(left, extent[c, 2]), max(right, extent[c, 3])
+            first = last = int32(p)
+            left = right = int32(p & uintp(stride - 1))
+            others = action >> uintp(8)
+            for k in range(8 if others else 0):
+                if others >> uintp(k) & uintp(1):
+                    d = _find(parent, labels[p + steps[uintp(k)]])
+                    if c != d:
+                        c, d = min(c, d), max(c, d)  # component 0 stays, and a host's number is lower
+                        parent[d] = host[d] = c
+                        joined[d] = grey
+                        num_rows = _write(extent, d, since, grey, shift, width, height, foreground, rows, num_rows)
+                        first, last = min(first, extent[d, 0]), max(last, extent[d, 1])
+                        left, right = min(left, extent[d, 2]), max(right, extent[d, 3])
+            if c and (first < extent[c, 0] or last > extent[c, 1] or left < extent[c, 2] or right > extent[c, 3]):
+                num_rows = _write(extent, c, since, grey, shift, width, height, foreground, rows, num_rows)
+                extent[c, 0], extent[c, 1] = min(first, extent[c, 0]), max(last, extent[c, 1])
+                extent[c, 2], extent[c, 3] = min(left, extent[c, 2]), max(right, extent[c, 3])
             labels[p] = c
     for c in range(uintp(1), number):
         if host[c]:
             joined[c] = max(joined[c], joined[host[c]])
         elif foreground:  # there to the end
-            num_rows = _write(extent, c, since, grey, stride, width, height, foreground, rows, num_rows)
+            num_rows = _write(extent, c, since, grey, shift, width, height, foreground, rows, num_rows)
     return rows[:num_rows], labels, joined
 
 
@@ -223,42 +226,50 @@ def _largest(order, bounds, around, width, brightest):
     order, bounds, around: of `_enter`. (0, 0, 0, 0) from the brightest grey on.
     """
     height, stride = around.shape[0] - 2, around.shape[1]
-    around, steps = around.ravel(), _steps(stride)
+    around, steps, shift = around.ravel(), _steps(stride), _log2(stride)
     labels = np.zeros(around.size, np.uint32)
     most = order.size // 2 + 2
-    parent, doubled_area, extent = np.zeros(most, np.uint32), np.zeros(most, np.int64), np.empty((most, 4), np.int32)
+    parent, doubled_area, extent = np.empty(most, np.uint32), np.empty(most, np.int64), np.empty((most, 4), np.int32)
+    parent[0] = 0
     alive, num_alive, number, best = np.empty(most, np.uint32), uintp(0), uintp(1), uintp(0)
     largest = np.zeros((NUM_LEVELS, 4), np.int32)
     for level in range(brightest - 1, -1, -1):
         batch = 254 - level
         for i in range(bounds[batch], bounds[batch + 1]):
             p = uintp(order[uintp(i)])
-            earlier = uintp(around[p])
-            direction = uintp(_FILLED[earlier, 0])
+            neighbours = uintp(around[p])
+            action = uintp(_FOREGROUND[neighbours])
+            if action < _NONE:
+                c = _find(parent, labels[p + steps[action]])
+                labels[p] = c
+                doubled_area[c] += _DOUBLED_AREA[neighbours]
+                continue
+            direction = action & uintp(15)
             if direction == _NONE:
                 labels[p] = parent[number] = alive[num_alive] = number
+                doubled_area[number] = 0
                 extent[number, 0] = extent[number, 1] = p
                 extent[number, 2] = extent[number, 3] = p & uintp(stride - 1)
                 num_alive += uintp(1)
                 number += uintp(1)
                 continue
             c = _find(parent, labels[p + steps[direction]])
-            if _FILLED[earlier, 2]:
-                first = last = int32(p)
-                left = right = int32(p & uintp(stride - 1))
-                for k in range(8):
-                    if _FILLED[earlier, 1] >> k & 1:
-                        d = _find(parent, labels[p + steps[uintp(k)]])
-                        if c != d:
-                            c, d = min(c, d), max(c, d)
-                            parent[d] = c
-                            doubled_area[c] += doubled_area[d]
-                            first, last = min(first, extent[d, 0]), max(last, extent[d, 1])
-                            left, right = min(left, extent[d, 2]), max(right, extent[d, 3])
-                extent[c, 0], extent[c, 1] = min(first, extent[c, 0]), max(last, extent[c, 1])
-                extent[c, 2], extent[c, 3] = min(left, extent[c, 2]), max(right, extent[c, 3])
+            first = last = int32(p)
+            left = right = int32(p & uintp(stride - 1))
+            others = action >> uintp(8)
+            for k in range(8 if others else 0):
+                if others >> uintp(k) & uintp(1):
+                    d = _find(parent, labels[p + steps[uintp(k)]])
+                    if c != d:
+                        c, d = min(c, d), max(c, d)
+                        parent[d] = c
+                        doubled_area[c] += doubled_area[d]
+                        first, last = min(first, extent[d, 0]), max(last, extent[d, 1])
+                        left, right = min(left, extent[d, 2]), max(right, extent[d, 3])
+            extent[c, 0], extent[c, 1] = min(first, extent[c, 0]), max(last, extent[c, 1])
+            extent[c, 2], extent[c, 3] = min(left, extent[c, 2]), max(right, extent[c, 3])
             labels[p] = c
-            doubled_area[c] += _DOUBLED_AREA[earlier]
+            doubled_area[c] += _DOUBLED_AREA[neighbours]
 
         if bounds[batch] < bounds[batch + 1]:
             best, num_left = uintp(0), uintp(0)
@@ -267,25 +278,26 @@ def _largest(order, bounds, around, width, brightest):
                 if parent[c] == c:
                     alive[num_left] = c
                     num_left += uintp(1)
-                    if (best == 0 or doubled_area[c] > doubled_area[best]
-                            or (doubled_area[c] == doubled_area[best] and extent[c, 0] > extent[best, 0])):
+                    if (best == 0 or doubled_area[c] > doubled_area[best] or (
+                            doubled_area[c] == doubled_area[best]
+                            and _first_pixel(extent, c, labels, parent, shift)
+                            > _first_pixel(extent, best, labels, parent, shift))):
                         best = c
             num_alive = num_left
-        _box(extent, best, stride, width, height, 0, largest, level)
+        _box(extent, best, shift, width, height, 0, largest, level)
     return largest
 
 
 @kept
-def _fill(padded, labels, joined):
+def _fill(padded, labels, joined, width):
     """Raise each hole of the padded map, in place, to the lowest grey over which it drains to the border.
 
     labels, joined: of `_grow` for the background.
     """
-    for y in range(padded.shape[0]):
-        for x in range(padded.shape[1]):
-            component = labels[y * padded.shape[1] + x]
-            if component:
-                padded[y, x] = max(padded[y, x], joined[component])
+    for y in range(1, padded.shape[0] - 1):
+        row, of_row = padded[y], labels[y * padded.shape[1]:(y + 1) * padded.shape[1]]
+        for x in range(1, width + 1):
+            row[x] = max(row[x], joined[of_row[x]])
 
 
 @inlined
@@ -299,11 +311,21 @@ def _find(parent, label):
 
 
 @inlined
-def _write(extent, c, since, grey, stride, width, height, foreground, rows, num_rows):
+def _first_pixel(extent, c, labels, parent, shift):
+    """The first pixel of component c in raster order; extent knows its row, but perhaps a later column."""
+    row = extent[c, 0] >> shift << shift
+    for p in range(row + extent[c, 2], extent[c, 0]):
+        if _find(parent, labels[uintp(p)]) == c:
+            return p
+    return extent[c, 0]
+
+
+@inlined
+def _write(extent, c, since, grey, shift, width, height, foreground, rows, num_rows):
     """Write down the box that component c had until this grey, unless it is newer; returns the number of rows then."""
     if since[c] == grey:
         return num_rows
-    _box(extent, c, stride, width, height, 0 if foreground else 1, rows, num_rows)
+    _box(extent, c, shift, width, height, 0 if foreground else 1, rows, num_rows)
     # Foreground at the levels from this grey up to the older one; background from the older one up to this.
     rows[num_rows, 4], rows[num_rows, 5] = min(since[c], grey), max(since[c], grey)
     since[c] = grey
@@ -311,15 +333,24 @@ def _write(extent, c, since, grey, stride, width, height, foreground, rows, num_
 
 
 @inlined
-def _box(extent, c, stride, width, height, margin, boxes, row):
+def _box(extent, c, shift, width, height, margin, boxes, row):
     """The contour's box of component c as x, y, x + w, y + h, cut off at the border, in a row of boxes.
 
     extent[c]: first and last pixel, left and right column in the padded map. margin: by which the contour is larger.
     """
     boxes[row, 0] = extent[c, 2] - 1 - margin
-    boxes[row, 1] = extent[c, 0] // stride - 1 - margin
+    boxes[row, 1] = (extent[c, 0] >> shift) - 1 - margin
     boxes[row, 2] = min(extent[c, 3] + margin, width - 1)
-    boxes[row, 3] = min(extent[c, 1] // stride + margin, height - 1)
+    boxes[row, 3] = min((extent[c, 1] >> shift) + margin, height - 1)
+
+
+@inlined
+def _log2(stride):
+    """The exponent of a power of two."""
+    exponent = 0
+    while 1 << exponent < stride:
+        exponent += 1
+    return exponent
 
 
 @inlined

@@ -352,8 +352,7 @@ class PixelAveragePrecision(_CountingMetric):
         self.resolution = resolution
         self._interval = interval
         # [2, 3) stays empty: `average_precision` leaves the topmost bin out, so that one may be.
-        self._edges = np.append(thresholds(interval), [2.0, 3.0])
-        bins = len(self._edges) - 1
+        bins = len(thresholds(interval)) + 1
         super().__init__(
             settings=(interval, resolution),
             counts={"foreground": np.zeros(bins, np.int64), "background": np.zeros(bins, np.int64)},
@@ -381,8 +380,10 @@ class PixelAveragePrecision(_CountingMetric):
             masks = masks.astype(np.uint8)
         from wsol.metrics.pixel_counts import count_pixels  # here: importing its compiler takes half a second
 
-        counts = self._map(lambda *pair: count_pixels(*pair, self._edges, self._interval), scoremaps, masks)
-        counts = np.array(counts, dtype=np.int64).reshape(-1, 2, len(self._edges) - 1)  # of no images too
+        bins = len(self._counts["foreground"])
+        counts = np.zeros((len(scoremaps), 2, bins), dtype=np.int64)    # the last stays empty
+        for i, found in enumerate(self._map(lambda *pair: count_pixels(*pair, self._interval, bins - 2), scoremaps, masks)):
+            counts[i, :, :-1] = found
         self._counts["foreground"] += counts[:, 0].sum(axis=0)
         self._counts["background"] += counts[:, 1].sum(axis=0)
         if self.records is not None:
