@@ -19,6 +19,7 @@ from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
+from wsol.metrics.fidelity import MEASURES
 
 DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
 # What a YAML file never decides: a run's config.yaml repeats the run under another name.
@@ -205,6 +206,9 @@ def _add_maps(group) -> None:
     _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
+    add("--fidelity", type=names, default=[], metavar="A,B,...",
+        help=f"what else to measure of the maps, on the test split: {', '.join(MEASURES)}, all or none; each but pointing "
+             "costs forward passes for every image and row (--dry_run counts them)")
     add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
 
@@ -342,6 +346,8 @@ def complete(config: munch.Munch) -> munch.Munch:
             config[key] = value
     if config.methods == ["all"]:
         config.methods = list(CAM_METHODS)
+    if config.fidelity in (["all"], ["none"]):
+        config.fidelity = list(MEASURES) if config.fidelity == ["all"] else []
     for flag, variant in (("t1", "softmax_clamped"), ("t2", "sigmoid_clamped")):
         if config[flag] and variant not in config.heads:
             config.heads.append(variant)
@@ -350,11 +356,12 @@ def complete(config: munch.Munch) -> munch.Munch:
 
 
 def _check(config: munch.Munch) -> None:
-    for flag, values, known in (("methods", config.methods, CAM_METHODS), ("heads", config.heads, HEADS)):
+    for flag, values, known in (("methods", config.methods, CAM_METHODS), ("heads", config.heads, HEADS),
+                                ("fidelity", config.fidelity, MEASURES)):
         for value in values:
             if value not in known:
                 raise InputError(f"--{flag}: unknown name '{value}'{nearest(value, known)} (known: {', '.join(known)})")
-        if not values:
+        if not values and flag != "fidelity":
             raise InputError(f"--{flag} names nothing (known: {', '.join(known)})")
     wants_branch = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":

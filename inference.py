@@ -2,39 +2,65 @@
 
 import io
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader
 
-from wsol.cam import CamExtractor, ScoreMaps, to_scoremaps
-from wsol.dual_head import Classifier
+from wsol.cam import CamExtractor, Row, ScoreMaps, to_scoremaps
+from wsol.dual_head import Classifier, Output
 from wsol.metrics.boxes import RESOLUTION
 from wsol.progress import progress
 from wsol.training import to_device
 
+# What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, the network's
+# output, indices.
+OnPrediction = Callable[[Classifier, Tensor, dict[Row, Tensor], Output, np.ndarray], None]
+
 
 def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[str], heads: Sequence[str],
-                      device: torch.device, *, target: str = "gt", title: str = "maps") -> Iterator[ScoreMaps]:
+                      device: torch.device, *, target: str = "gt", title: str = "maps",
+                      on_prediction: OnPrediction | None = None) -> Iterator[ScoreMaps]:
     """Score maps of every row (method x head) for every image, batch by batch, from one forward pass each.
 
     Args:
         loader: gives (images (B, 3, H, W), labels, indices).
         target: the class explained: "gt", the label, or "pred", the softmax head's choice.
+        on_prediction: called on each batch with the raw maps of the softmax head's choice, whatever `target` is.
 
     Maps are 224 x 224 whatever the input's size: the evaluation's resolution (wsolevaluation).
     """
-    with CamExtractor(model, methods, heads=heads) as extract:
-        for images, labels, indices in progress(loader, title):
-            raw = extract(to_device(images, device), labels.to(device) if target == "gt" else None)
-            finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION)) for row, maps in raw.items()}
-            logits, sigmoid_logits = extract.output
-            yield ScoreMaps(indices.numpy(), labels.numpy(), logits.float().cpu(),
-                            None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
-                            {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
-                            {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
+    extractor = CamExtractor(model, methods, heads=heads)
+    for images, labels, indices in progress(loader, title):
+        images = to_device(images, device)
+        with extractor as extract:      # batch by batch: other forward passes may come between
+            raw = extract(images, labels.to(device) if target == "gt" else None)
+            output = extract.output
+            if on_prediction is not None:
+                of_prediction = raw if target == "pred" else explain_prediction(extract, images, labels.to(device), raw)
+        if on_prediction is not None:
+            on_prediction(model, images, of_prediction, output, indices.numpy())
+        finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION)) for row, maps in raw.items()}
+        logits, sigmoid_logits = output
+        yield ScoreMaps(indices.numpy(), labels.numpy(), logits.float().cpu(),
+                        None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
+                        {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
+                        {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
+
+
+def explain_prediction(extract: CamExtractor, images: Tensor, labels: Tensor,
+                       raw: dict[Row, Tensor]) -> dict[Row, Tensor]:
+    """Raw maps of the class that the softmax head predicts: `raw`, those of the labels, where it is right, and new ones
+    elsewhere. `extract` has just made `raw`."""
+    predicted = extract.output.logits.argmax(dim=1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    if len(wrong) == 0:
+        return raw
+    fresh = extract(images[wrong], predicted[wrong])
+    return {row: maps.index_copy(0, wrong, fresh[row]) for row, maps in raw.items()}
 
 
 def scoremap_names(image_ids: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ import yaml
 from config import adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
 from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, is_made_when_used, load_data, load_image,
                           load_mask, make_loader, set_epoch)
-from evaluation import Evaluation
+from evaluation import Evaluation, FidelityEvaluation
 from inference import compute_scoremaps, save_scoremaps, scoremap_names
 from wsol import build, checkpoint, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture, new_classes
@@ -27,6 +27,7 @@ from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import OBJECTIVES, Objective
+from wsol.metrics.fidelity import COST
 from wsol.run_folder import RunFolder, log, log_to, start_log
 
 FIGURE_IMAGES = 6
@@ -182,6 +183,11 @@ def describe(config, data: WsolData, model: Classifier) -> None:
              ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items()))
     log.info("network: %s, %s; parameters: %s trainable, %s frozen", config.architecture, config.model_structure,
              f"{trainable:,}", f"{frozen:,}")
+    if config.fidelity and "test" in data.splits:
+        passes, wanted = sum(COST[name] for name in config.fidelity), rows(config.methods, config.heads)
+        images = len(data.splits["test"])
+        log.info("fidelity: %s forward passes (%d for each of %d rows and %s images)",
+                 f"{passes * len(wanted) * images:,}", passes, len(wanted), f"{images:,}")
 
 
 def image_loader(config, data: WsolData, split: str, train: bool = False):
@@ -267,6 +273,13 @@ def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluatio
                       loc_threshold=config.loc_threshold, **more)
 
 
+def new_fidelity(config, metadata: SplitMetadata, model: Classifier) -> FidelityEvaluation | None:
+    if not config.fidelity:
+        return None
+    return FidelityEvaluation(metadata, rows(config.methods, config.heads), config.fidelity, list(model.heads()),
+                              batch=config.batch_size, seed=config.seed)
+
+
 def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation]:
     """Maps and metrics of the test split; of the val split first, whose best thresholds are used on test."""
     start = time.perf_counter()
@@ -276,24 +289,32 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
     for split in ("val", "test"):
         if split not in data.splits:
             continue
-        evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads),
-                                    keep=keep if split == "test" else ())
+        of_test = dict(keep=keep, fidelity=new_fidelity(config, test, model)) if split == "test" else {}
+        evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads), **of_test)
         names = scoremap_names(data.splits[split].image_ids)
+        fidelity = evaluation.fidelity
         for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
-                                       target=config.cam_target, title=f"maps of {split}"):
+                                       target=config.cam_target, title=f"maps of {split}",
+                                       on_prediction=None if fidelity is None else fidelity.update):
             evaluation.update(batch)
             if config.save_scoremaps:
                 save_scoremaps(batch, names, run.path / "scoremaps" / split)
         evaluations[split] = evaluation
     found = evaluations["test"].compute(evaluations.get("val"))
     evaluating = sum(evaluation.seconds for evaluation in evaluations.values())
-    seconds = {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
+    explaining = fidelity.seconds if fidelity is not None else 0.0
+    seconds = {"inference": time.perf_counter() - start - evaluating - explaining,
+               **({"fidelity": explaining} if fidelity is not None else {}), "evaluation": evaluating}
     if not config.eval_only:
         seconds = {"train": run.seconds_trained()} | seconds
     for row in found["rows"]:
         if row["num_degenerate"]:
             log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
                         row["head"], row["num_degenerate"], found["num_images"])
+        for head, figures in row.get("fidelity", {}).items():
+            if isinstance(figures, dict) and "num_nonfinite" in figures:
+                log.warning("%s, %s head: the %s head's confidence in %d of %d images was not finite; fidelity leaves "
+                            "them out", row["method"], row["head"], head, figures["num_nonfinite"], found["num_images"])
     results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
                **({"num_skipped": data.skipped["test"]} if "test" in data.skipped else {}),
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,

@@ -17,12 +17,13 @@ def minmax(maps: Tensor) -> Tensor:
     return (maps - low) / (high - low)
 
 
-def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int], *,
+                 interpolation: str | None = None) -> tuple[Tensor, Tensor]:
     """Raw maps (B, h, w) of a method → score maps (B, H, W) float32 in [0, 1] of `size` (H, W).
 
     cam: cubic resize, then min-max. Others: negatives cut, bilinear resize,
     min-max. Interpolation is that of OpenCV's INTER_CUBIC and INTER_LINEAR
-    (torch's with align_corners=False).
+    (torch's with align_corners=False); `interpolation` overrules the method's.
 
     Returns:
         The maps and (B,) bool, True where a map was constant or not finite: such
@@ -34,7 +35,7 @@ def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int]) -> tuple[Tenso
         maps = maps.relu()
     # Asked before resizing, whose rounding would turn a constant map into noise to be stretched.
     constant = maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
-    maps = minmax(F.interpolate(maps[:, None], size, mode=facts.interpolation, align_corners=False)[:, 0])
+    maps = minmax(F.interpolate(maps[:, None], size, mode=interpolation or facts.interpolation, align_corners=False)[:, 0])
     degenerate = constant | ~torch.isfinite(maps).flatten(1).all(dim=1)
     # Rounding may leave a value a hair outside [0, 1].
     return maps.masked_fill(degenerate[:, None, None], 0).clamp(0, 1), degenerate
