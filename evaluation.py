@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from data_loaders import SplitMetadata, load_mask
 from wsol.cam import Row, ScoreMaps, to_scoremaps
 from wsol.dual_head import Output
-from wsol.metrics import (RESOLUTION, BoxAccuracy, Fidelity, PixelAveragePrecision, Probe, center_gaussian,
-                          energy_pointing_game, measure, pointing_game)
+from wsol.metrics import BoxAccuracy, Fidelity, PixelAveragePrecision, Probe, center_gaussian
+from wsol.metrics.boxes import RESOLUTION
+from wsol.metrics.fidelity import energy_pointing_game, measure, pointing_game
 from wsol.progress import progress
 
 

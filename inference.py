@@ -16,7 +16,7 @@ from wsol.metrics.boxes import RESOLUTION
 from wsol.progress import progress
 from wsol.training import to_device
 
-# What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, the network's
+# What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, both heads'
 # output, indices.
 OnPrediction = Callable[[Classifier, Tensor, dict[Row, Tensor], Output, np.ndarray], None]
 

@@ -8,7 +8,12 @@ from conftest import TinyNet, arguments, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_grad_cam.metrics.cam_mult_image import CamMultImageConfidenceChange, DropInConfidence, IncreaseInConfidence
-from pytorch_grad_cam.metrics.road import NoisyLinearImputer, ROADCombined, ROADLeastRelevantFirst, ROADMostRelevantFirst
+from pytorch_grad_cam.metrics.road import (
+    NoisyLinearImputer,
+    ROADCombined,
+    ROADLeastRelevantFirst,
+    ROADMostRelevantFirst,
+)
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputSoftmaxTarget
 from scipy.ndimage import gaussian_filter
 from torch import nn
@@ -19,7 +24,7 @@ from inference import explain_prediction
 from wsol import CamExtractor, dualize
 from wsol.dual_head import Output
 from wsol.errors import InputError
-from wsol.metrics import (
+from wsol.metrics.fidelity import (
     MEASURES,
     Fidelity,
     Probe,
@@ -28,11 +33,11 @@ from wsol.metrics import (
     deletion,
     energy_pointing_game,
     insertion,
-    linear_imputation,
     measure,
     pointing_game,
     road,
 )
+from wsol.metrics.imputation import linear_imputation
 
 HEADS = ("softmax", "sigmoid")
 
@@ -95,7 +100,7 @@ def by_gradcam(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(2, 40), st.sampled_from([0.02, 0.2, 0.5, 0.9]), st.booleans(), st.integers(0, 99))
+@given(st.integers(1, 40), st.integers(2, 40), st.sampled_from([0.02, 0.2, 0.5, 0.9]), st.booleans(), st.integers(0, 9))
 def test_imputation_equals_gradcams_sparse_solve(height, width, share, smooth, seed):
     """Whatever is known: to float32's rounding of grad-cam's result in float64, to 1e-3 in float32."""
     torch.manual_seed(seed)
@@ -288,8 +293,8 @@ def test_chunks_and_the_output_at_hand_change_nothing(scene):
     with torch.no_grad():
         output = dual.eval()(images)
     parts = measure(Probe(dual, images, class_ids, batch=1, noise=noise, output=output), maps, MEASURES)
-    assert list(whole) == list(parts) == [f"{head}/{key}" for keys in (
-        ("avg_drop", "inc_conf", "avg_gain"), ("insertion",), ("deletion",), ("road",)) for head in HEADS for key in keys]
+    assert set(whole) == set(parts) == {f"{head}/{key}" for head in HEADS for key in (
+        "avg_drop", "inc_conf", "avg_gain", "insertion", "deletion", "road")}
     for name in whole:
         assert torch.allclose(whole[name], parts[name], atol=1e-9), name
 
@@ -341,8 +346,7 @@ def test_a_network_that_answers_nan_is_counted_and_left_out(scene):
             output = self.dual(x)
             bright = x.amax(dim=(1, 2, 3)) > 50
             return Output(output.logits, output.sigmoid_logits.masked_fill(bright[:, None], torch.nan))
-    images[1, 0, 3, 3] = 100.0
-    maps[1, 3, 3] = 1
+    images[1, 0, 3, 3], maps[1, 3, 3] = 100.0, 1.0      # bright with and without the map
     metric = Fidelity(["confidence", "road"], HEADS)
     metric.update(measure(Probe(Broken(), images, class_ids), maps, ["confidence", "road"]))
     found = metric.compute()

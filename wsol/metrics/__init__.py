@@ -14,20 +14,7 @@ from wsol.metrics.boxes import (
     scoremap_boxes,
     thresholds,
 )
-from wsol.metrics.fidelity import (
-    MEASURES,
-    Fidelity,
-    Probe,
-    blur,
-    confidence_change,
-    deletion,
-    energy_pointing_game,
-    insertion,
-    measure,
-    pointing_game,
-    road,
-)
-from wsol.metrics.imputation import linear_imputation
+from wsol.metrics.fidelity import Fidelity, Probe, measure
 from wsol.metrics.localization import (
     BoxAccuracy,
     PixelAveragePrecision,
@@ -36,7 +23,6 @@ from wsol.metrics.localization import (
 )
 
 __all__ = [
-    "MEASURES",
     "RESOLUTION",
     "BestIoU",
     "BoxAccuracy",
@@ -46,22 +32,14 @@ __all__ = [
     "Probe",
     "average_precision",
     "best_iou",
-    "blur",
     "box_at",
     "box_iou",
     "center_gaussian",
-    "confidence_change",
     "contour_boxes",
-    "deletion",
-    "energy_pointing_game",
-    "insertion",
-    "linear_imputation",
     "match_boxes",
     "measure",
-    "pointing_game",
     "quantize",
     "resize_boxes",
-    "road",
     "scoremap_boxes",
     "thresholds",
 ]

@@ -58,6 +58,8 @@ class Probe:
             raise ValueError(f"a batch holds at least one image, not {batch}")
         self.model, self.images, self.class_ids, self.batch = model, images, class_ids, batch
         self._noise = noise
+        self._layout = (torch.channels_last if images.is_contiguous(memory_format=torch.channels_last)
+                        else torch.contiguous_format)
         self.before: PerHead = (_confidence(output, class_ids) if output is not None
                                 else {head: c[0] for head, c in self.confidence(lambda _step, i: images[i], 1).items()})
         self.heads = tuple(self.before)
@@ -74,7 +76,9 @@ class Probe:
         found: dict[str, list[Tensor]] = {}
         with _reading(self.model, self.images.device.type):
             for pairs in zip(*(index.split(max(chunk, self.batch)) for index in (step, position)), strict=True):
-                images, class_ids = perturb(*pairs), self.class_ids[pairs[1]]
+                # Convolutions run faster where the images are channels-last, as they were given.
+                images = perturb(*pairs).contiguous(memory_format=self._layout)
+                class_ids = self.class_ids[pairs[1]]
                 for part, ids in zip(images.split(self.batch), class_ids.split(self.batch), strict=True):
                     for head, values in _confidence(self.model(part), ids).items():
                         found.setdefault(head, []).append(values)

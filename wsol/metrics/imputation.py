@@ -43,7 +43,7 @@ def linear_imputation(images: Tensor, known: Tensor, noise: Tensor | None = None
     if images.ndim != 4 or known.shape != (images.shape[0], *images.shape[2:]):
         raise ValueError(f"images (B, C, H, W) need known pixels (B, H, W), got {tuple(images.shape)} and "
                          f"{tuple(known.shape)}")
-    known = known[:, None]
+    images, known = images.contiguous(), known[:, None]     # channels-last would slow down all that follows
     unknown = (~known).to(images)
     right_side = unknown * _weighted_sum(images.where(known, 0))
     filled = _conjugate_gradients(_hierarchy(_system(unknown)), right_side)
