@@ -249,8 +249,11 @@ def test_blur_is_that_of_rises_code():
     assert torch.allclose(blur(images), expected, atol=1e-12)
 
 
-def test_averages_equal_the_formulas(scene):
+@pytest.mark.parametrize("shift", [0, 1])
+def test_averages_equal_the_formulas(scene, shift):
+    """For the predicted classes, whose confidence mostly falls, and for others, whose confidence can rise."""
     dual, images, class_ids, maps = scene
+    class_ids, seen = (class_ids + shift) % 5, []
     metric = Fidelity(["confidence"], HEADS)
     probe = Probe(dual, images, class_ids)
     metric.update(measure(probe, maps, ["confidence"]))
@@ -261,6 +264,8 @@ def test_averages_equal_the_formulas(scene):
                     "inc_conf": 100 * np.mean([o > y for y, o in pairs]),
                     "avg_gain": 100 * np.mean([max(0, o - y) / (1 - y + 1e-7) for y, o in pairs])}
         assert metric.compute()[head] == pytest.approx(expected, abs=1e-6)
+        seen.append(expected["avg_gain" if shift else "avg_drop"])
+    assert max(seen) > 1
 
 
 def test_pointing_games():
@@ -271,6 +276,7 @@ def test_pointing_games():
     maps[0, 2, 8], maps[0, 5, 0] = 1.0, 0.25            # on the object, and a little elsewhere
     maps[1, 5, 2] = 1.0                                 # (2, 5) would be no hit, either, but (1, 7) ...
     maps[2, 1, 7], maps[2, 0, 9] = 0.7, 0.7             # a tie: the first counts, which is outside
+    inside[3] = True                                    # everywhere, but the map is zero
     assert pointing_game(maps, inside).tolist() == [1, 0, 0, 0]
     assert energy_pointing_game(maps, inside).tolist() == pytest.approx([0.8, 0, 0.5, 0])
     for i in range(200):
@@ -362,7 +368,8 @@ def test_a_network_that_answers_nan_is_counted_and_left_out(scene):
 
 
 def test_merged_shards_equal_one_to_the_last_digit():
-    figures = {name: torch.rand(97) * 2 - 1 for name in ("softmax/road", "pointing", "energy_pointing")}
+    names = ("softmax/road", "pointing", "energy_pointing")
+    figures = {name: torch.rand(97, dtype=torch.float64) * 2 - 1 for name in names}
     whole = Fidelity(["road", "pointing"])
     whole.update(figures)
     shards = []
@@ -374,7 +381,7 @@ def test_merged_shards_equal_one_to_the_last_digit():
     restored.load_state({name: sum(shard.state()[name] for shard in shards) for name in shards[0].state()})
     merged = shards[0].merge(shards[1]).merge(shards[2])
     assert whole.compute() == merged.compute() == restored.compute()
-    assert whole.compute()["softmax"]["road"] == pytest.approx(figures["softmax/road"].double().mean().item(), abs=1e-9)
+    assert whole.compute()["softmax"]["road"] == pytest.approx(figures["softmax/road"].mean().item(), abs=1e-9)
     assert Fidelity(["road"]).compute() == {"softmax": {}}
     with pytest.raises(ValueError, match="other settings"):
         whole.merge(Fidelity(["road"]))
