@@ -21,6 +21,7 @@ from wsol.dual_head import UNFREEZE
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
+from wsol.metrics.fidelity import MEASURES
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
 DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
@@ -236,6 +237,9 @@ def _add_metrics(group) -> None:
     add("--gt_boxes", choices=("any", "first"), default="any",
         help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
              "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
+    add("--fidelity", type=names, default=[], metavar="A,B,...",
+        help=f"what else to measure of the maps, on the test split: {', '.join(MEASURES)}, all or none; each but pointing "
+             "costs forward passes for every image and row (--dry_run counts them)")
 
 
 def _add_reporting(group) -> None:
@@ -462,6 +466,8 @@ def complete(config: munch.Munch) -> munch.Munch:
             config[key] = value
     if config.methods == ["all"]:
         config.methods = list(CAM_METHODS)
+    if config.fidelity in (["all"], ["none"]):
+        config.fidelity = list(MEASURES) if config.fidelity == ["all"] else []
     for flag, variant in (("t1", "softmax_clamped"), ("t2", "sigmoid_clamped")):
         if config[flag] and variant not in config.heads:
             config.heads.append(variant)
@@ -477,6 +483,8 @@ def default_heads(dual: bool) -> list[str]:
 def _check(config: munch.Munch) -> None:
     _check_names("methods", config.methods, CAM_METHODS)
     _check_names("heads", config.heads, HEADS)
+    if config.fidelity:
+        _check_names("fidelity", config.fidelity, MEASURES)
     wants_branch = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":
         if wants_branch:

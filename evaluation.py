@@ -17,16 +17,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from config import parse_evaluation_args
 from data_loaders import SplitMetadata, check_masks, load_mask, read_split
 from wsol import command, reporting
-from wsol.cam import Row, ScoreMaps
+from wsol.cam import Row, ScoreMaps, to_scoremaps
 from wsol.datasets.masks import load_mask_image  # noqa: F401  (one of wsolevaluation's names, as those below)
+from wsol.dual_head import Output
 from wsol.errors import InputError
-from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
+from wsol.metrics import BoxAccuracy, Fidelity, PixelAveragePrecision, Probe, center_gaussian
+from wsol.metrics.boxes import RESOLUTION
+from wsol.metrics.fidelity import energy_pointing_game, measure, pointing_game
 from wsol.metrics.localization import OF_GT_BOXES
 from wsol.metrics.records import MAX_PIXEL_IMAGES
 from wsol.per_image import PerImage, RowOutcomes
@@ -140,18 +143,20 @@ class Evaluation:
         keep: indices of images whose maps are kept in `examples` for pictures.
         center: measure the centre baseline, too.
         record: keep what each image did, for `per_image`.
+        fidelity: what measures fidelity while the maps are made, for `compute` to report beside the rest.
     """
 
     def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
                  iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, gt_boxes: str = "any",
                  normalization: str | None = "minmax", keep: Sequence[int] = (), center: bool = True,
-                 record: bool = False):
+                 record: bool = False, fidelity: "FidelityEvaluation | None" = None):
         self.metadata = metadata
         settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold,
                         gt_boxes=gt_boxes, record=record)
         self.normalization = normalization
         self.rows = {row: Localization(metadata, **settings) for row in rows}
         self.center = Localization(metadata, **settings) if center else None
+        self.fidelity = fidelity
         self.keep = set(keep)
         self.examples: dict[int, dict[Row, np.ndarray]] = {}
         self.hits: dict[str, int] = {}
@@ -205,6 +210,9 @@ class Evaluation:
         rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, **normalized,
                  "num_degenerate": measured.num_degenerate, **measured.compute(val.rows[row] if val else None)}
                 for row, measured in self.rows.items()]
+        if self.fidelity is not None:
+            for row, entry in zip(self.rows, rows, strict=True):
+                entry["fidelity"] = self.fidelity.rows[row].compute()
         return {"num_images": self.num_images,
                 "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
                 "rows": rows, "center": self.center.compute() if self.center is not None else {}}
@@ -229,6 +237,67 @@ def predicted(logits: Tensor) -> np.ndarray:
     """The class with the highest logit of (B, K): (B,) int64, -1 for an image with a logit that is not finite."""
     finite = torch.isfinite(logits).all(dim=1)
     return torch.where(finite, logits.argmax(dim=1), -1).numpy()
+
+
+class FidelityEvaluation:
+    """Fidelity (wsol/metrics/fidelity.py) of every row of one split, for the class that the softmax head predicts.
+
+    Maps that confidences are measured with are min-maxed at the images' size, interpolated bilinearly; the pointing
+    games look at the same at 224 x 224, where the ground truth is: boxes, or masks where there are no boxes.
+
+    Args:
+        metadata: the split.
+        rows: methods x heads to expect in every batch.
+        measures: of wsol.metrics.MEASURES.
+        heads: the heads that confidences are read from.
+        batch: how many perturbed images exist at a time, at most.
+        seed: of ROAD's noise, which depends on it and the image's index alone: it is the same for every row.
+    """
+
+    def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], measures: Sequence[str], heads: Sequence[str], *,
+                 batch: int, seed: int = 0):
+        self.metadata, self.measures, self.batch, self.seed = metadata, measures, batch, seed
+        self.rows = {row: Fidelity(measures, heads) for row in rows}
+        self.seconds = 0.0
+
+    def update(self, model: nn.Module, images: Tensor, raw: dict[Row, Tensor], output: Output,
+               indices: np.ndarray) -> None:
+        """Add a batch: images on the model's device, the raw maps of the predicted class, the network's output."""
+        start = time.perf_counter()
+        noise = self._noise(images, indices) if "road" in self.measures else None
+        probe = Probe(model, images, output.logits.argmax(dim=1), batch=self.batch, noise=noise, output=output)
+        truth = None
+        if "pointing" in self.measures:
+            truth = [torch.from_numpy(pixels).to(images.device) for pixels in object_pixels(self.metadata, indices)]
+        for row, metric in progress(self.rows.items(), "fidelity", "row"):
+            maps, _ = to_scoremaps(raw[row], row.method, images.shape[-2:], interpolation="bilinear")
+            figures = measure(probe, maps, self.measures)
+            if truth is not None:
+                inside, ignored = truth
+                maps, _ = to_scoremaps(raw[row], row.method, (RESOLUTION, RESOLUTION), interpolation="bilinear")
+                maps = maps.masked_fill(ignored, 0)
+                figures |= {"pointing": pointing_game(maps, inside),
+                            "energy_pointing": energy_pointing_game(maps, inside)}
+            metric.update(figures)
+        self.seconds += time.perf_counter() - start
+
+    def _noise(self, images: Tensor, indices: Sequence[int]) -> Tensor:
+        drawn = [np.random.default_rng((self.seed, int(index))).standard_normal(images.shape[1:], np.float32)
+                 for index in indices]
+        return torch.from_numpy(np.stack(drawn)).to(images)
+
+
+def object_pixels(metadata: SplitMetadata, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels on the object and pixels to be ignored, (B, 224, 224) bool each: those in any box, where the split has
+    boxes, else those of the masks."""
+    if metadata.boxes is None:
+        masks = load_masks(metadata, indices)
+        return masks == 1, masks == 255
+    inside = np.zeros((len(indices), RESOLUTION, RESOLUTION), dtype=bool)
+    for pixels, index in zip(inside, indices, strict=True):
+        for x0, y0, x1, y1 in metadata.scaled_boxes(index):
+            pixels[y0:y1 + 1, x0:x1 + 1] = True
+    return inside, np.zeros_like(inside)
 
 
 def top_k_correct(logits: Tensor, labels: np.ndarray) -> dict[str, np.ndarray]:

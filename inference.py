@@ -17,7 +17,7 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
@@ -36,7 +37,7 @@ from wsol.cam import CamExtractor, Row, ScoreMaps, rows, to_scoremaps
 from wsol.classes import find_class, imagenet_names, imagenet_synonyms
 from wsol.datasets.files import broken_files
 from wsol.datasets.folder import SUFFIXES
-from wsol.dual_head import Classifier
+from wsol.dual_head import Classifier, Output
 from wsol.errors import InputError
 from wsol.metrics.boxes import RESOLUTION
 from wsol.progress import progress
@@ -48,29 +49,51 @@ from wsol.training import select_device, to_device
 TOP = 5     # classes that are printed and drawn
 MOST_NAMED = 20     # bad pictures that are named
 
+# What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, both heads'
+# output, indices.
+OnPrediction = Callable[[Classifier, Tensor, dict[Row, Tensor], Output, np.ndarray], None]
 
-def compute_scoremaps(model: Classifier, loader: DataLoader, methods: Sequence[str], heads: Sequence[str],
-                      device: torch.device, *, target: str = "gt", normalization: str = "minmax",
-                      quantile: float | None = None, title: str = "maps") -> Iterator[ScoreMaps]:
+
+def compute_scoremaps(extractor: CamExtractor, loader: DataLoader, device: torch.device, *, target: str = "gt",
+                      normalization: str = "minmax", quantile: float | None = None, title: str = "maps",
+                      on_prediction: OnPrediction | None = None) -> Iterator[ScoreMaps]:
     """Score maps of every row (method x head) for every image, batch by batch, from one forward pass each.
 
     Args:
+        extractor: of a Classifier, with the heads named (keys of its maps are rows).
         loader: gives (images (B, 3, H, W), labels, indices).
         target: the class explained: "gt", the label, or "pred", the softmax head's choice.
         normalization, quantile: how maps are brought to [0, 1], see wsol.cam.to_scoremaps.
+        on_prediction: called on each batch with the raw maps of the softmax head's choice, whatever `target` is.
 
     Maps are 224 x 224 whatever the input's size: the evaluation's resolution (wsolevaluation).
     """
-    with CamExtractor(model, methods, heads=heads) as extract:
+    with extractor as extract:
         for images, labels, indices in progress(loader, title):
-            raw = extract(to_device(images, device), labels.to(device) if target == "gt" else None)
+            images = to_device(images, device)
+            raw = extract(images, labels.to(device) if target == "gt" else None)
+            logits, sigmoid_logits = output = extract.output
+            if on_prediction is not None:
+                of_prediction = raw if target == "pred" else explain_prediction(extract, images, labels.to(device), raw)
+                on_prediction(extract.model, images, of_prediction, output, indices.numpy())
             finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION), normalization, quantile)
                         for row, maps in raw.items()}
-            logits, sigmoid_logits = extract.output
             yield ScoreMaps(indices.numpy(), labels.numpy(), logits.float().cpu(),
                             None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
                             {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
                             {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
+
+
+def explain_prediction(extract: CamExtractor, images: Tensor, labels: Tensor,
+                       raw: dict[Row, Tensor]) -> dict[Row, Tensor]:
+    """Raw maps of the class that the softmax head predicts: `raw`, those of the labels, where it is right, and new ones
+    elsewhere. `extract` has just made `raw`."""
+    predicted = extract.output.logits.argmax(dim=1)
+    wrong = (predicted != labels).nonzero()[:, 0]
+    if len(wrong) == 0:
+        return raw
+    fresh = extract(images[wrong], predicted[wrong])
+    return {row: maps.index_copy(0, wrong, fresh[row]) for row, maps in raw.items()}
 
 
 def save_scoremaps(batch: ScoreMaps, names: Sequence[str], folder: Path) -> None:

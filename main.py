@@ -17,15 +17,16 @@ import yaml
 from config import adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
 from data_loaders import (ImageDataset, SplitMetadata, WsolData, dataset_facts, is_made_when_used, load_data, load_image,
                           load_mask, make_loader, set_epoch)
-from evaluation import Evaluation
+from evaluation import Evaluation, FidelityEvaluation
 from inference import compute_scoremaps, save_scoremaps
 from wsol import build, checkpoint, command, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture
-from wsol.cam import rows
+from wsol.cam import CamExtractor, rows
 from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
 from wsol.losses import OBJECTIVES, Objective
+from wsol.metrics.fidelity import COST
 from wsol.metrics.localization import CONTOURS
 from wsol.per_image import PerImage
 from wsol.restore import restore, settle_form, try_out
@@ -170,6 +171,11 @@ def describe(config, data: WsolData, model: Classifier) -> None:
              ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items()))
     log.info("network: %s, %s; parameters: %s trainable, %s frozen", config.architecture, config.model_structure,
              f"{trainable:,}", f"{frozen:,}")
+    if config.fidelity and "test" in data.splits:
+        passes, wanted = sum(COST[name] for name in config.fidelity), rows(config.methods, config.heads)
+        images = len(data.splits["test"])
+        log.info("fidelity: %s forward passes (%d for each of %d rows and %s images)",
+                 f"{passes * len(wanted) * images:,}", passes, len(wanted), f"{images:,}")
 
 
 def image_loader(config, data: WsolData, split: str, train: bool = False):
@@ -238,9 +244,9 @@ def validation(config, data: WsolData, objective: Objective, device):
     def validate(model: Classifier) -> dict[str, float]:
         evaluation = new_evaluation(config, data.splits["val"], [row], center=False)
         loss = 0.0
-        for batch in compute_scoremaps(model, loader, [row.method], [head], device, target=config.cam_target,
-                                       normalization=config.normalization, quantile=config.normalization_quantile,
-                                       title="validate"):
+        for batch in compute_scoremaps(new_extractor(config, model, [row.method], [head]), loader, device,
+                                       target=config.cam_target, normalization=config.normalization,
+                                       quantile=config.normalization_quantile, title="validate"):
             evaluation.update(batch)
             output = Output(batch.logits, batch.sigmoid_logits)
             loss += objective(output, torch.from_numpy(batch.labels)).item() * len(batch.labels)
@@ -252,10 +258,21 @@ def validation(config, data: WsolData, objective: Objective, device):
 
 # --------------------------------------------------------------------------- infer, evaluate, report
 
+def new_extractor(config, model: Classifier, methods, heads) -> CamExtractor:
+    return CamExtractor(model, methods, heads=heads, perturb_batch=config.perturb_batch, alpha=config.alpha)
+
+
 def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluation:
     return Evaluation(metadata, wanted, interval=config.cam_curve_interval, iou_thresholds=config.iou_threshold_list,
                       loc_threshold=config.loc_threshold, gt_boxes=config.gt_boxes,
                       normalization=config.normalization, **more)
+
+
+def new_fidelity(config, metadata: SplitMetadata, model: Classifier) -> FidelityEvaluation | None:
+    if not config.fidelity:
+        return None
+    return FidelityEvaluation(metadata, rows(config.methods, config.heads), config.fidelity, list(model.heads()),
+                              batch=config.batch_size, seed=config.seed)
 
 
 def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation, PerImage]:
@@ -263,16 +280,19 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
     start = time.perf_counter()
     test = data.splits["test"]
     keep = [round(i * (len(test) - 1) / max(FIGURE_IMAGES - 1, 1)) for i in range(FIGURE_IMAGES)]
+    extractor = new_extractor(config, model, config.methods, config.heads)
     evaluations = {}
     for split in ("val", "test"):
         if split not in data.splits:
             continue
-        evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads),
-                                    keep=keep if split == "test" else (), record=split == "test")
+        of_test = dict(keep=keep, record=True, fidelity=new_fidelity(config, test, model)) if split == "test" else {}
+        evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads), **of_test)
         names = scoremap_names(data.splits[split].image_ids)
-        for batch in compute_scoremaps(model, image_loader(config, data, split), config.methods, config.heads, device,
+        fidelity = evaluation.fidelity
+        for batch in compute_scoremaps(extractor, image_loader(config, data, split), device,
                                        target=config.cam_target, normalization=config.normalization,
-                                       quantile=config.normalization_quantile, title=f"maps of {split}"):
+                                       quantile=config.normalization_quantile, title=f"maps of {split}",
+                                       on_prediction=None if fidelity is None else fidelity.update):
             evaluation.update(batch)
             if config.save_scoremaps:
                 save_scoremaps(batch, names, run.path / "scoremaps" / split)
@@ -282,7 +302,9 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
     images = evaluations["test"].per_image(data.name, found)
     bootstrap = add_intervals(found, images, config.bootstrap, config.seed) if config.bootstrap else {}
     evaluating = sum(evaluation.seconds for evaluation in evaluations.values()) + time.perf_counter() - computing
-    seconds = {"inference": time.perf_counter() - start - evaluating, "evaluation": evaluating}
+    explaining = fidelity.seconds if fidelity is not None else 0.0
+    seconds = {"inference": time.perf_counter() - start - evaluating - explaining,
+               **({"fidelity": explaining} if fidelity is not None else {}), "evaluation": evaluating}
     if not config.eval_only:
         seconds = {"train": run.seconds_trained()} | seconds
     for row in found["rows"]:
@@ -291,6 +313,10 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
         if row["num_degenerate"]:
             log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
                         row["head"], row["num_degenerate"], found["num_images"])
+        for head, figures in row.get("fidelity", {}).items():
+            if isinstance(figures, dict) and "num_nonfinite" in figures:
+                log.warning("%s, %s head: the %s head's confidence in %d of %d images was not finite; fidelity leaves "
+                            "them out", row["method"], row["head"], head, figures["num_nonfinite"], found["num_images"])
     results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
                **({"num_skipped": data.skipped["test"]} if "test" in data.skipped else {}),
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
@@ -298,7 +324,7 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
                "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in found["rows"])},
                **bootstrap,
                "classification": found["classification"], "rows": found["rows"], "center": found["center"],
-               "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+               "cost": extractor.meter.summary(), "seconds": {key: round(value, 2) for key, value in seconds.items()}}
     return results, evaluations["test"], images
 
 

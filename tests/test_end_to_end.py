@@ -17,6 +17,7 @@ from PIL import Image
 
 import main as program
 from wsol import build
+from wsol.cam import CAM_METHODS
 from wsol.errors import InputError
 from wsol.per_image import PerImage
 
@@ -31,7 +32,7 @@ def files_below(folder) -> dict[str, bytes]:
 
 
 def results_without_times(results: dict) -> dict:
-    return {key: value for key, value in results.items() if key not in ("seconds", "config")}
+    return {key: value for key, value in results.items() if key not in ("seconds", "cost", "config")}
 
 
 # ------------------------------------------------------------------- a whole run
@@ -413,3 +414,18 @@ def test_the_embedded_default(tmp_path):
     assert results["num_classes"] >= 10 and results["classification"]["top1"] >= 90
     plain = next(r for r in results["rows"] if (r["method"], r["head"], r["clamped"]) == ("cam", "softmax", False))
     assert 35 <= plain["maxboxacc_v2"] <= 80
+
+
+def test_all_methods_with_both_heads_and_what_they_cost(shapes, capsys):
+    results = program.main(arguments(shapes, "--methods", "all", "--epochs", "1", "--perturb_batch", "16", "--bootstrap", "0"))
+    found = {(row["method"], row["head"], row["clamped"]) for row in results["rows"]}
+    for name, method in CAM_METHODS.items():
+        heads = ({("none", False)} if method.headless else {("softmax", False), ("sigmoid", True), ("softmax", True)}
+                 if method.weights else {("softmax", False), ("sigmoid", False)})
+        assert {(head, clamped) for one, head, clamped in found if one == name} == heads, name
+    assert len(CAM_METHODS) >= 16
+    printed = capsys.readouterr().out
+    assert "in forward passes" in printed and "scorecam" in printed
+    assert set(results["cost"]) == {"forward", *CAM_METHODS}
+    assert all(cost["seconds"] > 0 and cost["mib"] >= 0 for cost in results["cost"].values())
+    assert (shapes / "runs/run/figures/maps_eigencam.png").exists()

@@ -53,6 +53,40 @@ def table(results: dict[str, Any]) -> str:
     return tabulate(lines, headings, disable_numparse=True, colalign=["left"] * 2 + ["right"] * (len(headings) - 2))
 
 
+# figure of row["fidelity"] → heading and how it is printed; per cent, or areas and differences of confidence.
+_FIDELITY = {"avg_drop": ("drop ↓", ".1f"), "inc_conf": ("increase ↑", ".1f"), "avg_gain": ("gain ↑", ".1f"),
+             "insertion": ("insertion ↑", ".3f"), "deletion": ("deletion ↓", ".3f"), "road": ("ROAD ↑", ".3f"),
+             "pointing": ("pointing ↑", ".1f"), "energy_pointing": ("energy ↑", ".1f")}
+
+
+def fidelity_table(results: dict[str, Any]) -> str:
+    """A line for each row and head that confidences are read from; arrows point to where better is."""
+    lines, previous = [], None
+    for row in results["rows"]:
+        read = {head: figures for head, figures in row["fidelity"].items() if isinstance(figures, dict)} or {"": {}}
+        pointing = {key: value for key, value in row["fidelity"].items() if key not in read}    # on a row's first line
+        names = ["" if row["method"] == previous else row["method"], row["head"] + (", clamped" if row["clamped"] else "")]
+        for head, figures in read.items():
+            lines.append((*names, head, figures | pointing))
+            names, pointing = ["", ""], {}
+        previous = row["method"]
+    shown = [key for key in _FIDELITY if any(key in found for *_, found in lines)]
+    cells = [[*names, *(format(found[key], _FIDELITY[key][1]) if key in found else "" for key in shown)]
+             for *names, found in lines]
+    headings = ["method", "head", "confidence of", *(_FIDELITY[key][0] for key in shown)]
+    return tabulate(cells, headings, disable_numparse=True, colalign=["left"] * 3 + ["right"] * len(shown))
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """What the forward pass and each method cost, all its rows together; what methods share is counted for the first
+    that needs it."""
+    forward = results["cost"]["forward"]["seconds"]
+    lines = [[name, f"{cost['seconds']:.2f}", f"{cost['seconds'] / forward:.2f}", f"{cost['mib']:.0f}"]
+             for name, cost in results["cost"].items()]
+    return tabulate(lines, ["maps of", "seconds", "in forward passes", "MiB more"], disable_numparse=True,
+                    colalign=["left"] + ["right"] * 3)
+
+
 def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Iterable,
            with_interval: Iterable[str]) -> list[str]:
     cells = []
@@ -80,9 +114,11 @@ def summary(results: dict[str, Any]) -> str:
         for key, value in results["classification"].items())
     legend = (f"±: half the width of the 95 % interval over images ({results['bootstrap']['resamples']:,} resamples)\n\n"
               if "bootstrap" in results else "")
+    fidelity = f"{fidelity_table(results)}\n\n" if any("fidelity" in row for row in results["rows"]) else ""
+    cost = f"{cost_table(results)}\n\n" if "cost" in results else ""
     seconds = ", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items())
     return (f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: {accuracy}\n\n"
-            f"{table(results)}\n\n{legend}{seconds}")
+            f"{table(results)}\n\n{legend}{fidelity}{cost}{seconds}")
 
 
 def row_name(row: dict) -> str:

@@ -29,6 +29,11 @@ class Meter:
     def __init__(self):
         self.costs: dict[str, Cost] = {}
 
+    def summary(self) -> dict[str, dict[str, float]]:
+        """{part: {"seconds", "mib"}}, for results.json."""
+        return {name: {"seconds": round(cost.seconds, 4), "mib": round(cost.memory / 2**20, 1)}
+                for name, cost in self.costs.items()}
+
     @contextmanager
     def measure(self, name: str, device: torch.device) -> Iterator[None]:
         before = _reset_peak(device)

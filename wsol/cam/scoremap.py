@@ -70,12 +70,12 @@ NORMALIZATIONS: dict[str, Normalization] = {
 
 
 def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int], normalization: str = "minmax",
-                 quantile: float | None = None) -> tuple[Tensor, Tensor]:
+                 quantile: float | None = None, *, interpolation: str | None = None) -> tuple[Tensor, Tensor]:
     """Raw maps (B, h, w) of a method → score maps (B, H, W) float32 in [0, 1] of `size` (H, W).
 
     cam: cubic resize, then normalisation. Others: negatives cut, bilinear resize,
     normalisation. Interpolation is that of OpenCV's INTER_CUBIC and INTER_LINEAR
-    (torch's with align_corners=False). normalization: one of NORMALIZATIONS;
+    (torch's with align_corners=False); `interpolation` overrules the method's. normalization: one of NORMALIZATIONS;
     quantile: that of pas and ivr, None for their own.
 
     Returns:
@@ -88,7 +88,7 @@ def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int], normalization:
         maps = maps.relu()
     # Asked before resizing, whose rounding would turn a constant map into noise to be stretched.
     constant = maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
-    maps = F.interpolate(maps[:, None], size, mode=facts.interpolation, align_corners=False)[:, 0]
+    maps = F.interpolate(maps[:, None], size, mode=interpolation or facts.interpolation, align_corners=False)[:, 0]
     # NaN and infinity, in whatever order a normalisation's minima and quantiles would put them, are found before it.
     unusable = constant | ~torch.isfinite(maps).flatten(1).all(dim=1)
     maps = NORMALIZATIONS[normalization](maps, quantile)

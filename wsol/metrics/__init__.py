@@ -16,6 +16,7 @@ from wsol.metrics.boxes import (
     thresholds,
     trace_contours,
 )
+from wsol.metrics.fidelity import Fidelity, Probe, measure
 from wsol.metrics.localization import (
     BoxAccuracy,
     PixelAveragePrecision,
@@ -27,8 +28,10 @@ __all__ = [
     "RESOLUTION",
     "BestIoU",
     "BoxAccuracy",
+    "Fidelity",
     "LevelBoxes",
     "PixelAveragePrecision",
+    "Probe",
     "average_precision",
     "best_iou",
     "box_at",
@@ -37,6 +40,7 @@ __all__ = [
     "contour_boxes",
     "match_boxes",
     "match_contours",
+    "measure",
     "quantize",
     "resize_boxes",
     "scoremap_boxes",

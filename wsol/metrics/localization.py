@@ -81,8 +81,8 @@ class _CountingMetric:
     which is summed over processes: `merge` joins those of shards, and `load_state` leaves them as they are.
     """
 
-    def __init__(self, settings: tuple, counts: dict[str, np.ndarray], threads: int | None,
-                 records: BoxRecords | PixelRecords | None):
+    def __init__(self, settings: tuple, counts: dict[str, np.ndarray], threads: int | None = None,
+                 records: BoxRecords | PixelRecords | None = None):
         if threads is not None and threads < 1:
             raise ValueError(f"at least one thread has to count, got {threads}")
         self._settings = settings
@@ -127,6 +127,7 @@ class _CountingMetric:
             return self
         total = copy.copy(self)
         total._counts = distributed.sum_counts(self._counts)
+        total.records = None    # those of this process are not those of all images
         return total
 
     def _map(self, function: Callable, *arguments: Iterable) -> list[Any]:

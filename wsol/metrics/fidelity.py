@@ -1,0 +1,355 @@
+"""Fidelity metrics: does a map show what the network's confidence rests on?
+
+    probe = Probe(model, images, class_ids)             # normalised images, the classes that the maps explain
+    metric = Fidelity(["confidence", "road"], heads=probe.heads)
+    metric.update(measure(probe, maps, ["confidence", "road"]))
+    metric.compute()["softmax"]["avg_drop"]
+
+Each function takes a probe and a batch of maps m in [0, 1], (B, H, W) at the images' size, and returns figures of
+each image, per head: the confidence is the softmax, at the class explained, of the softmax head's logits and, where
+the network has a branch, of the sigmoid head's, too, both from the same forward pass. Perturbed images exist a chunk
+at a time.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wsol.dual_head import Output
+from wsol.metrics.imputation import linear_imputation
+from wsol.metrics.localization import _CountingMetric
+
+STEPS = 20                                  # of insertion and deletion, 5 % of the pixels each
+PERCENTILES = tuple(range(10, 100, 10))     # of ROAD
+_BLUR_SIDE, _BLUR_SIGMA = 11, 5.0
+_IMPUTED_PIXELS = 2 ** 21                   # that one call imputes, at least: about half a GB of working memory
+
+PerHead = dict[str, Tensor]
+
+
+class Probe:
+    """A network, images and the classes to explain: reads the confidence in perturbed copies of the images.
+
+    Args:
+        model: maps images to logits (B, K), or to an Output of two heads' logits. It is used in eval mode, without
+            autograd, and left in the mode that it was in.
+        images: (B, 3, H, W), normalised, on the model's device.
+        class_ids: (B,) int64.
+        batch: how many perturbed images exist at a time, at most.
+        noise: (B, 3, H, W) standard normal, for ROAD; None: drawn from torch's generator when first needed.
+        output: the network's output for the images, if it is at hand.
+
+    Attributes:
+        heads: "softmax" and, where there is a branch, "sigmoid".
+        before: head → (B,) float64, Y, the confidence in the images as they are.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, class_ids: Tensor, *, batch: int = 64,
+                 noise: Tensor | None = None, output: Output | None = None):
+        if images.ndim != 4 or class_ids.shape != images.shape[:1]:
+            raise ValueError(f"images (B, 3, H, W) need class ids (B,), got {tuple(images.shape)} and "
+                             f"{tuple(class_ids.shape)}")
+        if batch < 1:
+            raise ValueError(f"a batch holds at least one image, not {batch}")
+        self.model, self.images, self.class_ids, self.batch = model, images, class_ids, batch
+        self._noise = noise
+        self._layout = (torch.channels_last if images.is_contiguous(memory_format=torch.channels_last)
+                        else torch.contiguous_format)
+        self.before: PerHead = (_confidence(output, class_ids) if output is not None
+                                else {head: c[0] for head, c in self.confidence(lambda _step, i: images[i], 1).items()})
+        self.heads = tuple(self.before)
+
+    def confidence(self, perturb: Callable[[Tensor, Tensor], Tensor], steps: int, chunk: int = 0) -> PerHead:
+        """Confidence in every image after each of several perturbations: head → (steps, B) float64.
+
+        perturb: (steps (n,), positions (n,)) → (n, 3, H, W), the images at these positions, each perturbed by its step.
+        chunk: the largest n, if perturbing pays in larger numbers than `batch`.
+        """
+        step, position = (index.flatten() for index in torch.meshgrid(
+            torch.arange(steps, device=self.images.device),
+            torch.arange(len(self.images), device=self.images.device), indexing="ij"))
+        found: dict[str, list[Tensor]] = {}
+        with _reading(self.model, self.images.device.type):
+            for pairs in zip(*(index.split(max(chunk, self.batch)) for index in (step, position)), strict=True):
+                # Convolutions run faster where the images are channels-last, as they were given.
+                images = perturb(*pairs).contiguous(memory_format=self._layout)
+                class_ids = self.class_ids[pairs[1]]
+                for part, ids in zip(images.split(self.batch), class_ids.split(self.batch), strict=True):
+                    for head, values in _confidence(self.model(part), ids).items():
+                        found.setdefault(head, []).append(values)
+        return {head: torch.cat(parts).view(steps, -1) for head, parts in found.items()}
+
+    @cached_property
+    def noise(self) -> Tensor:
+        return torch.randn_like(self.images) if self._noise is None else self._noise
+
+    @cached_property
+    def in_blank(self) -> PerHead:
+        """Confidence in the image of zeros, the mean colour: head → (B,)."""
+        with _reading(self.model, self.images.device.type):
+            output = self.model(torch.zeros_like(self.images[:1]))
+        return _confidence(Output(*(None if x is None else x.expand(len(self.images), -1) for x in _both(output))),
+                           self.class_ids)
+
+    @cached_property
+    def blurred(self) -> Tensor:
+        return blur(self.images)
+
+    @cached_property
+    def in_blurred(self) -> PerHead:
+        """Confidence in the blurred images: head → (B,)."""
+        return {head: c[0] for head, c in self.confidence(lambda _step, i: self.blurred[i], 1).items()}
+
+
+@contextmanager
+def _reading(model: nn.Module, device_type: str) -> Iterator[None]:
+    """Eval mode, fp32 and no autograd; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _both(output: Output | Tensor) -> Output:
+    return Output(output, None) if isinstance(output, Tensor) else output
+
+
+def _confidence(output: Output | Tensor, class_ids: Tensor) -> PerHead:
+    """softmax(logits)[class], head → (B,) float64."""
+    logits = dict(zip(("softmax", "sigmoid"), _both(output), strict=True))
+    return {head: x.double().softmax(dim=1).gather(1, class_ids[:, None])[:, 0]
+            for head, x in logits.items() if x is not None}
+
+
+# --------------------------------------------------------------------------- the measures
+
+def confidence_change(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]]:
+    """How the confidence changes when the map weights the image: Y on x, O on x * m.
+
+    Average drop, the mean of max(0, Y - O) / Y, and increase in confidence, that of [O > Y]: Chattopadhay et al.,
+    "Grad-CAM++", WACV 2018. Average gain, the mean of max(0, O - Y) / (1 - Y): Zhang et al., "Opti-CAM", CVIU 2024.
+    1e-7 keeps denominators from zero.
+
+    Returns:
+        head → {"avg_drop", "inc_conf", "avg_gain"} → (B,) in [0, 1].
+    """
+    _check(probe, maps)
+    after = probe.confidence(lambda _step, i: probe.images[i] * maps[i, None], 1)
+    found = {}
+    for head, y in probe.before.items():
+        o = after[head][0]
+        found[head] = {"avg_drop": (y - o).clamp(min=0) / (y + 1e-7),
+                       "inc_conf": (o > y).double().where((o + y).isfinite(), torch.nan),
+                       "avg_gain": (o - y).clamp(min=0) / (1 - y + 1e-7)}
+    return found
+
+
+def deletion(probe: Probe, maps: Tensor) -> PerHead:
+    """Area under the confidence while pixels become 0, 5 % a step, where the map is highest first: (B,), low is good.
+
+    Petsiuk et al., "RISE", BMVC 2018: the trapezoidal area under the STEPS + 1 confidences over [0, 1].
+    """
+    rank, count = _ranks(probe, maps), _counts(probe)
+    between = probe.confidence(lambda step, i: probe.images[i] * (rank[i] >= count[step])[:, None], STEPS - 1)
+    return {head: _area(probe.before[head], between[head], probe.in_blank[head]) for head in probe.heads}
+
+
+def insertion(probe: Probe, maps: Tensor) -> PerHead:
+    """The same while pixels of a blurred image (see `blur`) become those of the image: (B,), high is good."""
+    rank, count = _ranks(probe, maps), _counts(probe)
+
+    def perturb(step: Tensor, i: Tensor) -> Tensor:
+        return probe.images[i].where((rank[i] < count[step])[:, None], probe.blurred[i])
+    between = probe.confidence(perturb, STEPS - 1)
+    return {head: _area(probe.in_blurred[head], between[head], probe.before[head]) for head in probe.heads}
+
+
+def road(probe: Probe, maps: Tensor) -> PerHead:
+    """ROAD: half the confidence without the least relevant pixels minus that without the most relevant, (B,).
+
+    Rong et al., ICML 2022; the mean over the percentiles 10, 20, ..., 90. At percentile p, "most relevant first" keeps
+    the pixels below the p-th percentile of m and "least relevant first" those below the p-th percentile of 1 - m. The
+    others are imputed from their neighbours, with noise of 0.01 (`linear_imputation`). High is good. grad-cam calls it
+    ROADCombined.
+    """
+    _check(probe, maps)
+    least_first, most_first = (_below_percentiles(order) for order in (1 - maps, maps))     # (9, B, H, W) bool each
+    known = torch.cat([least_first, most_first])
+
+    def perturb(step: Tensor, i: Tensor) -> Tensor:
+        return linear_imputation(probe.images[i], known[step, i], probe.noise[i])
+    found = probe.confidence(perturb, len(known), chunk=_IMPUTED_PIXELS // maps[0].numel())
+    return {head: (c[:len(PERCENTILES)] - c[len(PERCENTILES):]).mean(dim=0) / 2 for head, c in found.items()}
+
+
+def pointing_game(maps: Tensor, inside: Tensor) -> Tensor:
+    """Does the map's highest pixel (the first on ties) lie on the object? (B,) of 0 and 1.
+
+    Zhang et al., "Top-down Neural Attention by Excitation Backprop", ECCV 2016, without their tolerance of
+    15 pixels. maps: (B, H, W) >= 0; inside: (B, H, W) bool. A map of zeros points nowhere: 0.
+    """
+    _check_inside(maps, inside)
+    flat = maps.flatten(1)
+    highest, place = flat.max(dim=1)[0], flat.argmax(dim=1, keepdim=True)
+    return (inside.flatten(1).gather(1, place)[:, 0] & (highest > 0)).double()
+
+
+def energy_pointing_game(maps: Tensor, inside: Tensor) -> Tensor:
+    """Share of the map's sum that lies on the object, (B,); 0 for a map of zeros.
+
+    Wang et al., "Score-CAM", CVPR Workshops 2020: sum of m inside / sum of all m. maps and inside as for pointing_game.
+    """
+    _check_inside(maps, inside)
+    flat = maps.double().flatten(1)
+    total = flat.sum(dim=1)
+    return torch.where(total > 0, (flat * inside.flatten(1)).sum(dim=1) / total, 0)
+
+
+def blur(images: Tensor) -> Tensor:
+    """What insertion starts from: images (B, 3, H, W) convolved with the kernel of RISE's code, zeros around them.
+
+    That is the 11 x 11 response of a Gaussian filter of sigma 5, cut off at 4 sigma, to an impulse in an image of just
+    this size, reflected at its borders: flatter than a Gaussian window.
+    """
+    reach = int(4 * _BLUR_SIGMA)
+    offsets = np.arange(-reach, reach + 1)
+    gaussian = np.exp(-0.5 * (offsets / _BLUR_SIGMA) ** 2)
+    landed = (_BLUR_SIDE // 2 + offsets) % (2 * _BLUR_SIDE)
+    landed = np.minimum(landed, 2 * _BLUR_SIDE - 1 - landed)
+    kernel = torch.from_numpy(np.bincount(landed, gaussian / gaussian.sum(), _BLUR_SIDE)).to(images)
+    flat = images.flatten(0, 1)[:, None]
+    margin = _BLUR_SIDE // 2
+    flat = F.conv2d(F.conv2d(flat, kernel[None, None, :, None], padding=(margin, 0)), kernel[None, None, None],
+                    padding=(0, margin))
+    return flat.view(images.shape)
+
+
+def _ranks(probe: Probe, maps: Tensor) -> Tensor:
+    """Each pixel's place in the order of falling m, 0 the highest, equal ones from top left: (B, H, W)."""
+    _check(probe, maps)
+    order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=maps.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, places).view(maps.shape)
+
+
+def _counts(probe: Probe) -> Tensor:
+    """Pixels changed after each step but the last, which changes all: (STEPS - 1, 1, 1)."""
+    pixels = probe.images.shape[-2] * probe.images.shape[-1]
+    return torch.arange(1, STEPS, device=probe.images.device)[:, None, None] * pixels // STEPS
+
+
+def _area(first: Tensor, between: Tensor, last: Tensor) -> Tensor:
+    """Trapezoidal area over [0, 1] under equally spaced scores: (B,), (n, B), (B,) → (B,)."""
+    return ((first + last) / 2 + between.sum(dim=0)) / (len(between) + 1)
+
+
+def _below_percentiles(maps: Tensor) -> Tensor:
+    """Is a pixel strictly below each of the PERCENTILES of its map, linearly interpolated? (9, B, H, W) bool."""
+    ordered = maps.flatten(1).sort(dim=1)[0].double()
+    place = torch.tensor(PERCENTILES, dtype=torch.float64, device=maps.device) / 100 * (ordered.shape[1] - 1)
+    low, high = ordered[:, place.floor().long()], ordered[:, place.ceil().long()]
+    levels = (low + (high - low) * place.frac()).T      # (9, B)
+    return maps.double() < levels[..., None, None]
+
+
+def _check(probe: Probe, maps: Tensor) -> None:
+    expected = (probe.images.shape[0], *probe.images.shape[2:])
+    if maps.shape != expected:
+        raise ValueError(f"maps must have the images' size, {expected}, got {tuple(maps.shape)}")
+    if not bool(((maps >= 0) & (maps <= 1)).all()):      # also False for NaN
+        raise ValueError("maps must lie in [0, 1], without NaN")
+
+
+def _check_inside(maps: Tensor, inside: Tensor) -> None:
+    if maps.ndim != 3 or inside.shape != maps.shape or inside.dtype != torch.bool:
+        raise ValueError(f"maps (B, H, W) need as many object pixels of type bool, got {tuple(maps.shape)} and "
+                         f"{tuple(inside.shape)} {inside.dtype}")
+
+
+# --------------------------------------------------------------------------- over a data set
+
+# What can be asked for → its figures, and what 1 is in the results: per cent, or areas and differences of confidence.
+CONFIDENCE = {"confidence": {"avg_drop": 100.0, "inc_conf": 100.0, "avg_gain": 100.0},
+              "insertion": {"insertion": 1.0}, "deletion": {"deletion": 1.0}, "road": {"road": 1.0}}
+POINTING = {"pointing": 100.0, "energy_pointing": 100.0}
+MEASURES = (*CONFIDENCE, "pointing")
+# Forward passes an image and map.
+COST = {"confidence": 1, "insertion": STEPS - 1, "deletion": STEPS - 1, "road": 2 * len(PERCENTILES), "pointing": 0}
+
+_UNIT = 2.0 ** -32
+
+
+def measure(probe: Probe, maps: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
+    """The figures of each image that read confidences, "head/figure" → (B,), for Fidelity.update."""
+    found = {}
+    for name in measures:
+        if name == "confidence":
+            found |= {f"{head}/{key}": values for head, figures in confidence_change(probe, maps).items()
+                      for key, values in figures.items()}
+        elif name in CONFIDENCE:
+            function = {"insertion": insertion, "deletion": deletion, "road": road}[name]
+            found |= {f"{head}/{name}": values for head, values in function(probe, maps).items()}
+    return found
+
+
+class Fidelity(_CountingMetric):
+    """Means over images of what `measure` and the pointing games give for one row.
+
+    An image's figures are rounded to multiples of 2^-32 and summed as integers, so that shards give one process's
+    result to the last digit, in any order. Figures that are not finite (a network that answers NaN) are left out of
+    the mean and counted.
+
+    Args:
+        measures: of MEASURES.
+        heads: the heads that confidences are read from.
+    """
+
+    def __init__(self, measures: Sequence[str], heads: Sequence[str] = ("softmax",)):
+        unknown = set(measures) - set(MEASURES)
+        if unknown:
+            raise ValueError(f"unknown fidelity measure {sorted(unknown)}; known: {', '.join(MEASURES)}")
+        self._scale = {f"{head}/{key}": scale for head in heads for name in measures
+                       for key, scale in CONFIDENCE.get(name, {}).items()}
+        self._scale |= POINTING if "pointing" in measures else {}
+        super().__init__(settings=tuple(self._scale), counts={
+            name: np.zeros(len(self._scale), np.int64) for name in ("sum", "images", "nonfinite")})
+
+    def update(self, figures: Mapping[str, Tensor]) -> None:
+        """Add a batch: name → (B,) in [-1, 1]. Raises ValueError for a name that this metric does not have."""
+        names = list(self._scale)
+        unknown = set(figures) - set(names)
+        if unknown:
+            raise ValueError(f"this metric has no {sorted(unknown)}; it has {', '.join(names)}")
+        for name, values in figures.items():
+            place, values = names.index(name), values.detach().double()
+            finite = values[values.isfinite()]
+            self._counts["sum"][place] += int((finite / _UNIT).round().long().sum())
+            self._counts["images"][place] += len(finite)
+            self._counts["nonfinite"][place] += len(values) - len(finite)
+
+    def compute(self) -> dict[str, float | int | dict[str, float | int]]:
+        """{"softmax": {"avg_drop": ..., ...}, "sigmoid": {...}, "pointing": ..., "energy_pointing": ...}.
+
+        avg_drop, inc_conf, avg_gain and the pointing games in per cent; insertion and deletion as areas in [0, 1], road
+        as a difference of confidences in [-1, 1]. `num_nonfinite` counts a head's images whose confidence was not
+        finite, where there are any. A figure that no image has is absent.
+        """
+        found: dict = {}
+        for place, (name, scale) in enumerate(self._scale.items()):
+            head, _, key = name.rpartition("/")
+            group = found.setdefault(head, {}) if head else found
+            total, images, bad = (int(self._counts[count][place]) for count in ("sum", "images", "nonfinite"))
+            if images:
+                group[key] = scale * (total * _UNIT / images)
+            if bad:
+                group["num_nonfinite"] = max(bad, group.get("num_nonfinite", 0))
+        return found
