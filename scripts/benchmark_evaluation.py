@@ -162,7 +162,7 @@ def compare_pixels(images: Images, interval: float) -> tuple[list[float], list[f
 
 
 def scaling(images: Images, interval: float, rounds: int = 5) -> list[tuple[int, float]]:
-    """Seconds on the wall a map of BoxAccuracy.update with 1, 2, 4, ... threads, up to the cores; the median of some rounds."""
+    """Seconds on the wall a map of BoxAccuracy.update with 1, 2, 4, ... threads, up to the cores; medians of rounds."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     numbers = sorted({1 << i for i in range(cores.bit_length())} | {cores})
     spent: dict[int, list[float]] = {threads: [] for threads in numbers}
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
         plain, ours = (statistics.median(seconds) for seconds in compare(images, args.interval))
         rows.append((title, 1e3 * plain, 1e3 * ours, plain / ours, args.side**2 / ours / 1e6))
     print(f"{args.maps} maps of {args.side} x {args.side} from {args.cells} x {args.cells}, "
-          f"{len(thresholds(args.interval))} thresholds, seed {args.seed}; medians of processor time, one thread each, the same numbers")
+          f"{len(thresholds(args.interval))} thresholds, seed {args.seed}; CPU time, one thread; equal numbers")
     print(tabulate(rows, ("plain implementation", "plain, ms/map", "ours, ms/map", "plain / ours", "ours, Mpixel/s"),
                    floatfmt=("", ".2f", ".3f", ".1f", ".1f")))
     print()

@@ -13,13 +13,14 @@ written down once. `cv2.findContours(RETR_TREE)`, `boundingRect` and `contourAre
 * The largest contour is that of a component outside of all holes: what lies inside a contour is not larger, and OpenCV
   lists it later. Those components, their holes filled, are the components of the map with its holes filled.
 * contourArea of a component without holes counts 1 for each square of 2 x 2 of its pixels, and 1/2 for each square
-  with three of them. Of equally large components OpenCV lists that one first whose first pixel, in raster order, is last.
+  with three of them. Of equally large components OpenCV lists the one first whose first pixel is last in raster order.
 
 The loops are compiled, see wsol/metrics/compiled.py.
 """
 
 from __future__ import annotations
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -78,12 +79,10 @@ def _groups(neighbours: int, diagonal: bool) -> list[int]:
     `diagonal`: pixels that share a corner are connected, too.
     """
     group = {direction: direction for direction in range(_NUM_DIRECTIONS) if neighbours >> direction & 1}
-    for _ in group:
-        for a in group:
-            for b in group:
-                steps = (b - a) % _NUM_DIRECTIONS
-                if steps == 1 or (diagonal and steps == 2 and a % 2 == 0):
-                    group[a] = group[b] = min(group[a], group[b])
+    for a, b in [*product(group, repeat=2)] * len(group):
+        steps = (b - a) % _NUM_DIRECTIONS
+        if steps == 1 or (diagonal and steps == 2 and a % 2 == 0):
+            group[a] = group[b] = min(group[a], group[b])
     touching = {group[direction]: direction for direction in group if diagonal or direction % 2 == 0}
     return sorted(touching.values())
 
@@ -113,7 +112,7 @@ def _joining(diagonal: bool) -> np.ndarray:
 
 _FOREGROUND, _BACKGROUND = _joining(diagonal=True), _joining(diagonal=False)
 # Twice the area that a pixel adds: 1 for each square of 2 x 2 pixels of which at least two others are there.
-_DOUBLED_AREA = np.array([sum(((around | around << 8) >> corner - 1 & 0b111).bit_count() >= 2 for corner in (1, 3, 5, 7))
+_DOUBLED_AREA = np.array([sum(((around | around << 8) >> start & 0b111).bit_count() >= 2 for start in (0, 2, 4, 6))
                           for around in range(256)], np.uint8)
 
 
