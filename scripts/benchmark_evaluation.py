@@ -1,12 +1,12 @@
 """What does evaluation cost? Our metrics beside the plain loop of their definition, measured in the same run.
 
-    python scripts/benchmark_evaluation.py                      # 20 maps of 224 x 224, upsampled from 14 x 14
+    python scripts/benchmark_evaluation.py                      # 64 maps of 224 x 224, upsampled from 14 x 14
     python scripts/benchmark_evaluation.py --maps 5 --cells 7
     python scripts/benchmark_evaluation.py --cells 224          # noise
 
 Boxes: the plain loop thresholds each map at every tau, once for all contours and once for the largest, and asks OpenCV
 for the contours. Masks: the plain way is np.histogram of the foreground's and of the background's scores, map by map.
-Maps are taken in small batches, one way after the other; medians of the processor's time are compared, one thread each,
+Maps are taken in batches, one way after the other; medians of the processor's time are compared, one thread each,
 so that what else the machine does counts little. The script ends with an error if the numbers differ.
 """
 
@@ -32,7 +32,7 @@ from wsol.metrics import BoxAccuracy, PixelAveragePrecision, box_iou, thresholds
 from wsol.progress import progress  # noqa: E402
 
 IOU_THRESHOLDS = (30, 50, 70)
-BATCH = 8  # maps
+BATCH = 32  # maps, as in training and evaluation
 
 
 class Images(NamedTuple):
@@ -43,7 +43,7 @@ class Images(NamedTuple):
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=positive, default=20, metavar="N", help="number of maps (default: %(default)s)")
+    parser.add_argument("--maps", type=positive, default=64, metavar="N", help="number of maps (default: %(default)s)")
     parser.add_argument("--side", type=positive, default=224, help="of the maps, in pixels (default: %(default)s)")
     parser.add_argument("--cells", type=positive, default=14, help="side of what they are upsampled from (default: 14)")
     parser.add_argument("--interval", type=float, default=0.001, help="step of the thresholds (default: %(default)s)")

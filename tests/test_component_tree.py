@@ -171,7 +171,7 @@ def test_read_only_and_strided_maps():
 COMPILE = """
 import numpy as np
 from wsol.metrics.pixel_counts import count_pixels
-print(count_pixels(np.array([0.2, 0.5, 1.0]), np.array([1, 0, 1], np.uint8), 0.5, 2).tolist())
+print(count_pixels(np.array([[0.2, 0.5, 1.0]]), np.array([[1, 0, 1]], np.uint8), 0.5, 2).tolist())
 """
 
 
@@ -193,5 +193,5 @@ def test_machine_code_is_kept_where_it_can_be(tmp_path, writable):
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2 if writable else 1)]
     for process in processes:
         out, error = process.communicate(timeout=120)
-        assert out == "[[1, 0, 1], [0, 1, 0]]\n" and process.returncode == 0, error
+        assert out == "[[[1, 0, 1, 0], [0, 1, 0, 0]]]\n" and process.returncode == 0, error
     assert bool(list(tmp_path.rglob("*.nbi"))) == writable

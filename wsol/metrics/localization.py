@@ -17,6 +17,7 @@ Discriminative Localization" (CVPR 2016).
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Self
@@ -137,6 +138,12 @@ class _CountingMetric:
             return list(map(function, *arguments))
         with ThreadPoolExecutor(threads) as pool:
             return list(pool.map(function, *arguments))
+
+    def _shares(self, count: int) -> list[slice]:
+        """0..count cut into as many contiguous shares as there are threads."""
+        threads = self.threads or torch.get_num_threads()
+        ends = [count * i // threads for i in range(threads + 1)]
+        return [slice(start, end) for start, end in itertools.pairwise(ends) if start < end]
 
     def _check_same_settings(self, other: _CountingMetric) -> None:
         if type(self) is not type(other) or self._settings != other._settings:
@@ -382,13 +389,13 @@ class PixelAveragePrecision(_CountingMetric):
         from wsol.metrics.pixel_counts import count_pixels  # here: importing its compiler takes half a second
 
         bins = len(self._counts["foreground"])
-        counts = np.zeros((len(scoremaps), 2, bins), dtype=np.int64)    # the last stays empty
-        for i, found in enumerate(self._map(lambda *pair: count_pixels(*pair, self._interval, bins - 2), scoremaps, masks)):
-            counts[i, :, :-1] = found
-        self._counts["foreground"] += counts[:, 0].sum(axis=0)
-        self._counts["background"] += counts[:, 1].sum(axis=0)
-        if self.records is not None:
-            self.records.add(counts)
+        parts = self._map(lambda part: count_pixels(scoremaps[part], masks[part], self._interval, bins - 2),
+                          self._shares(len(scoremaps)))
+        for counts in parts:
+            self._counts["foreground"] += counts[:, 0].sum(axis=0, dtype=np.int64)
+            self._counts["background"] += counts[:, 1].sum(axis=0, dtype=np.int64)
+            if self.records is not None:
+                self.records.add(counts)
 
     @property
     def has_foreground(self) -> bool:

@@ -1,4 +1,4 @@
-"""Scores counted in bins, foreground and background apart, in one pass over a map: the loop behind PxAP."""
+"""Scores counted in bins, foreground and background apart, in one pass over each map: the loop behind PxAP."""
 
 import numpy as np
 from numba import int32, uint32, uintp
@@ -6,66 +6,76 @@ from numba import int32, uint32, uintp
 from wsol.metrics.compiled import inlined, kept
 
 _BLOCK = 1024  # pixels that stay in the nearest cache between the loops
+_BAD_SCORE, _BAD_MASK = 1, 2
 
 
-def count_pixels(scoremap: np.ndarray, mask: np.ndarray, interval: float, below_one: int) -> np.ndarray:
-    """Pixels per bin, (2, below_one + 1) int64, foreground and background.
+def count_pixels(scoremaps: np.ndarray, masks: np.ndarray, interval: float, below_one: int) -> np.ndarray:
+    """Pixels per bin of each map, (n, 2, below_one + 2) uint32, foreground and background.
 
     Args:
-        scoremap: any shape, floats in [0, 1]; they meet the bins' edges as float64, as in np.histogram.
-        mask: the same shape, uint8, 1 foreground, 0 background, 255 ignored.
+        scoremaps: (n, ...) floats in [0, 1]; they meet the bins' edges as float64, as in np.histogram.
+        masks: the same shape, uint8, 1 foreground, 0 background, 255 ignored.
         interval, below_one: the bins are [i * interval, (i + 1) * interval) for i below below_one, the last of
-            these ends at 1, and one more begins there.
+            these ends at 1, one more begins there, and an empty one follows.
 
     Raises:
         ValueError: a score outside [0, 1] or NaN, ignored or not, or another mask value.
     """
-    # Always the same types and layouts, so that the loops are compiled for one only.
-    scores, mask = scoremap.astype(np.float64).ravel(), np.require(mask, np.uint8, ["C", "W"]).ravel()
-    counts = _count(scores, mask, float(interval), int(below_one)).reshape(4, -1)
-    if counts[:, -1].any():
+    if scoremaps.dtype not in (np.float32, np.float64):
+        scoremaps = scoremaps.astype(np.float64)
+    # Always the same layouts, so that the loops are compiled once for each of the two types.
+    scores, masks = (np.require(x, requirements=["C", "W"]).reshape(len(x), -1) for x in (scoremaps, masks))
+    counts = np.zeros((len(scores), 3, below_one + 2), np.uint32)  # foreground, background, ignored
+    wrong = _count(scores, masks, float(interval), float(below_one), counts.reshape(len(scores), -1))
+    if wrong == _BAD_SCORE:
         raise ValueError("score map values must lie in [0, 1], without NaN")
-    if counts[3].any():
+    if wrong == _BAD_MASK:
         raise ValueError("mask values must be 1 (foreground), 0 (background) or 255 (ignored)")
-    return counts[:2, :-1].astype(np.int64)
+    return counts[:, :2]
 
 
 @kept
-def _count(scores, mask, interval, below_one):
-    """Pixels with the mask's value 1, 0, 255 and others, per bin and, last, outside [0, 1]: 4 * (bins + 1) uint32."""
-    width = below_one + 2
-    counts, places = np.zeros(4 * width, np.uint32), np.empty(_BLOCK, np.int32)
-    for start in range(0, scores.size, _BLOCK):
-        of_block = places[:min(_BLOCK, scores.size - start)]
-        _find_bins(scores[start:start + _BLOCK], interval, below_one, of_block)
-        _add_rows(mask[start:start + _BLOCK], width, of_block)
-        for place in of_block:
-            counts[uintp(uint32(place))] += uint32(1)
-    return counts
+def _count(scores, masks, interval, below_one, counts):
+    """Add the pixels (n, P) to the counts (n, 3 * bins); returns what is wrong with them, 0 for nothing."""
+    width = int32(counts.shape[1] // 3)
+    # A guess of the bin by multiplying: shrunk by more than rounding can add, so never too high, and at most one too low.
+    bins_per_unit = (1.0 - 1e-14) / interval
+    places = np.empty(_BLOCK, np.int32)
+    for image in range(scores.shape[0]):
+        for start in range(0, scores.shape[1], _BLOCK):
+            of_block = places[:min(_BLOCK, scores.shape[1] - start)]
+            if _find_bins(scores[image, start:start + _BLOCK], bins_per_unit, interval, below_one, of_block):
+                return _BAD_SCORE
+            if _add_rows(masks[image, start:start + _BLOCK], width, of_block):
+                return _BAD_MASK
+            for place in of_block:
+                counts[image, uintp(uint32(place))] += uint32(1)
+    return 0
 
 
 @inlined
-def _find_bins(scores, interval, below_one, bins):
-    """The bin of each score, below_one + 1 for an invalid one. Choices only, no branches: this is vectorised."""
-    bins_per_unit, last = 1 / interval, below_one - 1.0
+def _find_bins(scores, bins_per_unit, interval, below_one, bins):
+    """The bin of each score; returns whether one is invalid. Choices only, no branches: this is vectorised."""
+    invalid = int32(0)
     for i in range(scores.size):
-        score = scores[i]
+        score = np.float64(scores[i])
         bin = np.floor(score * bins_per_unit)
-        bin = bin - 1.0 if score < bin * interval else bin  # rounding can put the guess off by one
         bin = bin + 1.0 if score >= (bin + 1.0) * interval else bin
-        bin = last if bin > last else bin
-        bin = last + 1.0 if score == 1.0 else bin
-        bin = bin if score >= 0.0 else last + 2.0  # NaN neither
-        bin = bin if score <= 1.0 else last + 2.0
+        bin = below_one - 1.0 if bin >= below_one else bin  # the last bin below 1 may be a narrower one
+        bin = below_one if score == 1.0 else bin
+        invalid |= int32(not score >= 0.0) | int32(not score <= 1.0)  # NaN is neither
         bins[i] = int32(bin)
+    return invalid
 
 
 @inlined
 def _add_rows(mask, width, places):
-    """Turn bins into places in the table of counts, by the row of the mask's value."""
+    """Turn bins into places in the table of counts, by the row of the mask's value; returns whether one is invalid."""
+    invalid = int32(0)
     for i in range(mask.size):
-        row = int32(3 * width)
-        row = int32(0) if mask[i] == 1 else row
-        row = int32(width) if mask[i] == 0 else row
-        row = int32(2 * width) if mask[i] == 255 else row
+        value = mask[i]
+        row = int32(0) if value == 1 else width
+        row = int32(2) * width if value == 255 else row
+        invalid |= int32(value > 1) & int32(value != 255)
         places[i] += row
+    return invalid
