@@ -21,7 +21,7 @@ from evaluation import Evaluation, FidelityEvaluation
 from inference import compute_scoremaps, save_scoremaps
 from wsol import build, checkpoint, command, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture
-from wsol.cam import CamExtractor, rows
+from wsol.cam import NO_HEAD, CamExtractor, rows
 from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
@@ -278,45 +278,25 @@ def new_fidelity(config, metadata: SplitMetadata, model: Classifier) -> Fidelity
 def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation, PerImage]:
     """Maps and metrics of the test split; of the val split first, whose best thresholds are used on test."""
     start = time.perf_counter()
-    test = data.splits["test"]
+    test, extractor = data.splits["test"], new_extractor(config, model, config.methods, config.heads)
+    val = evaluate_split(config, data, "val", extractor, run, device) if "val" in data.splits else None
     keep = [round(i * (len(test) - 1) / max(FIGURE_IMAGES - 1, 1)) for i in range(FIGURE_IMAGES)]
-    extractor = new_extractor(config, model, config.methods, config.heads)
-    evaluations = {}
-    for split in ("val", "test"):
-        if split not in data.splits:
-            continue
-        of_test = dict(keep=keep, record=True, fidelity=new_fidelity(config, test, model)) if split == "test" else {}
-        evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads), **of_test)
-        names = scoremap_names(data.splits[split].image_ids)
-        fidelity = evaluation.fidelity
-        for batch in compute_scoremaps(extractor, image_loader(config, data, split), device,
-                                       target=config.cam_target, normalization=config.normalization,
-                                       quantile=config.normalization_quantile, title=f"maps of {split}",
-                                       on_prediction=None if fidelity is None else fidelity.update):
-            evaluation.update(batch)
-            if config.save_scoremaps:
-                save_scoremaps(batch, names, run.path / "scoremaps" / split)
-        evaluations[split] = evaluation
+    evaluation = evaluate_split(config, data, "test", extractor, run, device, keep=keep, record=True,
+                                fidelity=new_fidelity(config, test, model))
     computing = time.perf_counter()
-    found = evaluations["test"].compute(evaluations.get("val"))
-    images = evaluations["test"].per_image(data.name, found)
+    found = evaluation.compute(val)
+    images = evaluation.per_image(data.name, found)
     bootstrap = add_intervals(found, images, config.bootstrap, config.seed) if config.bootstrap else {}
-    evaluating = sum(evaluation.seconds for evaluation in evaluations.values()) + time.perf_counter() - computing
-    explaining = fidelity.seconds if fidelity is not None else 0.0
-    seconds = {"inference": time.perf_counter() - start - evaluating - explaining,
-               **({"fidelity": explaining} if fidelity is not None else {}), "evaluation": evaluating}
+    seconds = {"fidelity": evaluation.fidelity.seconds} if evaluation.fidelity is not None else {}
+    seconds["evaluation"] = (evaluation.seconds + (val.seconds if val is not None else 0.0)
+                             + time.perf_counter() - computing)
+    seconds = {"inference": time.perf_counter() - start - sum(seconds.values())} | seconds
     if not config.eval_only:
         seconds = {"train": run.seconds_trained()} | seconds
     for row in found["rows"]:
-        if row["head"] != "none":
+        if row["head"] != NO_HEAD:
             row["cam_target"] = config.cam_target
-        if row["num_degenerate"]:
-            log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
-                        row["head"], row["num_degenerate"], found["num_images"])
-        for head, figures in row.get("fidelity", {}).items():
-            if isinstance(figures, dict) and "num_nonfinite" in figures:
-                log.warning("%s, %s head: the %s head's confidence in %d of %d images was not finite; fidelity leaves "
-                            "them out", row["method"], row["head"], head, figures["num_nonfinite"], found["num_images"])
+    reporting.warn(found)
     results = {"schema": reporting.SCHEMA, "dataset": data.name, "split": "test", "num_images": found["num_images"],
                **({"num_skipped": data.skipped["test"]} if "test" in data.skipped else {}),
                "num_classes": data.num_classes, "architecture": config.architecture, "seed": config.seed,
@@ -325,7 +305,22 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
                **bootstrap,
                "classification": found["classification"], "rows": found["rows"], "center": found["center"],
                "cost": extractor.meter.summary(), "seconds": {key: round(value, 2) for key, value in seconds.items()}}
-    return results, evaluations["test"], images
+    return results, evaluation, images
+
+
+def evaluate_split(config, data: WsolData, split: str, extractor: CamExtractor, run: RunFolder, device,
+                   **more) -> Evaluation:
+    """Make the maps of a split, measure them and, if asked for, save them."""
+    evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads), **more)
+    names = scoremap_names(data.splits[split].image_ids)
+    for batch in compute_scoremaps(extractor, image_loader(config, data, split), device, target=config.cam_target,
+                                   normalization=config.normalization, quantile=config.normalization_quantile,
+                                   title=f"maps of {split}",
+                                   on_prediction=None if evaluation.fidelity is None else evaluation.fidelity.update):
+        evaluation.update(batch)
+        if config.save_scoremaps:
+            save_scoremaps(batch, names, run.path / "scoremaps" / split)
+    return evaluation
 
 
 def add_intervals(found: dict, images: PerImage, resamples: int, seed: int) -> dict:

@@ -144,6 +144,18 @@ def threshold_table(results: dict[str, Any]) -> str:
                     disable_numparse=True, colalign=["left"] + ["right"] * (len(lines[0]) - 1))
 
 
+def warn(found: dict[str, Any]) -> None:
+    """Log which rows have maps or confidences that could not be used; found: what Evaluation.compute returned."""
+    for row in found["rows"]:
+        if row["num_degenerate"]:
+            log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
+                        row["head"], row["num_degenerate"], found["num_images"])
+        for head, figures in row.get("fidelity", {}).items():
+            if isinstance(figures, dict) and "num_nonfinite" in figures:
+                log.warning("%s, %s head: the %s head's confidence in %d of %d images was not finite; fidelity leaves "
+                            "them out", row["method"], row["head"], head, figures["num_nonfinite"], found["num_images"])
+
+
 def write_results(run: RunFolder, results: dict[str, Any]) -> None:
     """results.json whole and results.csv, a line a row of the table."""
     run.write("results.json", json.dumps(results, indent=2) + "\n")

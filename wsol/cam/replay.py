@@ -5,6 +5,7 @@ computing it; so the part of the network behind the layer, which need not be a
 module of its own, is all that runs.
 """
 
+from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -67,7 +68,8 @@ class Replay:
         def note(module, _inputs, output):
             if not finished:
                 for part in module.modules():
-                    self._before.pop(part, None) if part is not module else None
+                    if part is not module:
+                        self._before.pop(part, None)
                 self._before.setdefault(module, []).append(output)
                 if module is self.shared.layer:
                     finished.append(module)
@@ -102,11 +104,22 @@ class Replay:
         return bool((close | ~torch.isfinite(expected)).all())
 
 
-@contextmanager
 def _answering(module: nn.Module, outputs: list):
     """A module that hands on these outputs, call by call, instead of computing; then it is itself again."""
-    own, real, left = vars(module).get("forward"), module.forward, list(outputs)
-    module.forward = lambda *inputs, **more: left.pop(0) if left else real(*inputs, **more)
+    left, real = list(outputs), module.forward
+    return _replaced(module, lambda *inputs, **more: left.pop(0) if left else real(*inputs, **more))
+
+
+def _giving(layer: nn.Module, activations: Tensor):
+    """A layer whose output is replaced."""
+    return _replaced(layer, lambda *_inputs, **_more: activations)
+
+
+@contextmanager
+def _replaced(module: nn.Module, forward: Callable):
+    """A module with another forward inside the block."""
+    own = vars(module).get("forward")       # most have their class's
+    module.forward = forward
     try:
         yield
     finally:
@@ -114,17 +127,3 @@ def _answering(module: nn.Module, outputs: list):
             del module.forward
         else:
             module.forward = own
-
-
-@contextmanager
-def _giving(layer: nn.Module, activations: Tensor):
-    """A layer whose output is replaced."""
-    own = vars(layer).get("forward")
-    layer.forward = lambda *_inputs, **_more: activations
-    try:
-        yield
-    finally:
-        if own is None:
-            del layer.forward
-        else:
-            layer.forward = own
