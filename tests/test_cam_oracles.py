@@ -199,10 +199,13 @@ def full_gradient(model, images, labels) -> torch.Tensor:
             bias = module.bias - module.running_mean * module.weight / (module.running_var + module.eps).sqrt()
         else:
             bias = module.bias
-        if output.ndim == 2 or gradient is None:
+        if gradient is None or output.ndim == 2 or len(output) != len(images):     # a pooled layer; the Swin's windows
             continue
-        if output.ndim == 3:        # the ViT's tokens
-            gradient = gradient[:, 1:].transpose(1, 2).unflatten(2, (4, 6))
+        if output.ndim == 3:        # tokens: the ViT's behind its class token, the Swin's of either stage
+            grid = {25: (4, 6), 16 * 24: (16, 24), 8 * 12: (8, 12)}[output.shape[1]]
+            gradient = gradient[:, -grid[0] * grid[1]:].transpose(1, 2).unflatten(2, grid)
+        elif not isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):      # the Swin's channels are last
+            gradient = gradient.permute(0, 3, 1, 2)
         for b in range(len(images)):
             for c in range(len(bias)):
                 total[b] += psi(bias[c] * gradient[b, c])
@@ -210,7 +213,7 @@ def full_gradient(model, images, labels) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("name", ["resnet", "vgg", "vit"])
+@pytest.mark.parametrize("name", MODELS)
 def test_fullgrad_is_its_formula(name, dtype):
     model, _, _, images, maps = setting(name, dtype)
     assert maps["fullgrad"].shape == (2, *images.shape[2:])
