@@ -225,6 +225,9 @@ def _add_maps(group) -> None:
         help="changed inputs that go through the network at a time (scorecam, ablationcam, fullgrad)")
     add("--bootstrap", type=count, default=1000, metavar="N",
         help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out")
+    add("--fidelity", type=names, default=[], metavar="A,B,...",
+        help=f"what else to measure of the maps, on the test split: {', '.join(MEASURES)}, all or none; each but pointing "
+             "costs forward passes for every image and row (--dry_run counts them)")
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
 
 
@@ -237,9 +240,6 @@ def _add_metrics(group) -> None:
     add("--gt_boxes", choices=("any", "first"), default="any",
         help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
              "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
-    add("--fidelity", type=names, default=[], metavar="A,B,...",
-        help=f"what else to measure of the maps, on the test split: {', '.join(MEASURES)}, all or none; each but pointing "
-             "costs forward passes for every image and row (--dry_run counts them)")
 
 
 def _add_reporting(group) -> None:
@@ -292,6 +292,8 @@ def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
         raise InputError(f"--val_scoremap_root chooses thresholds for the test split, not for --split {args.split}")
     if args.out and not Path(args.out).absolute().parent.is_dir():
         raise InputError(f"--out {args.out}: there is no folder {Path(args.out).parent}")
+    if args.out and Path(args.out).is_dir():
+        raise InputError(f"--out {args.out} is a folder; name a file in it")
     return args
 
 

@@ -13,6 +13,7 @@ from conftest import ROOT, arguments, write_dataset
 
 import evaluation
 import main as program
+from config import parse_evaluation_args
 from wsol.cam import Row
 from wsol.errors import InputError
 from wsol.scoremap_files import find_rows, load_scoremap
@@ -320,3 +321,12 @@ def test_the_command_as_it_is_typed(shapes, monkeypatch, capsys):
         "",
         "error: the score map maps/test/2/3.npy holds NaN; write zeros where a method gives no map\n",
     )
+
+
+def test_flags_that_saved_maps_have_no_use_for_and_a_folder_to_write_to(tmp_path, capsys):
+    flags = ["--scoremap_root", str(tmp_path), "--dataset_name", "Shapes"]
+    with pytest.raises(SystemExit) as refused:
+        parse_evaluation_args([*flags, "--fidelity", "all"])
+    assert refused.value.code == 2 and "unrecognized arguments: --fidelity" in capsys.readouterr().err
+    with pytest.raises(InputError, match="is a folder; name a file in it"):
+        parse_evaluation_args([*flags, "--out", str(tmp_path)])
