@@ -21,7 +21,7 @@ from evaluation import Evaluation, FidelityEvaluation
 from inference import compute_scoremaps, save_scoremaps
 from wsol import build, checkpoint, command, dualize, reporting, training, visualize
 from wsol.backbones import get_architecture
-from wsol.cam import NO_HEAD, CamExtractor, rows
+from wsol.cam import NO_HEAD, CamExtractor, Meter, rows
 from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
 from wsol.errors import InputError
 from wsol.history import History
@@ -258,8 +258,8 @@ def validation(config, data: WsolData, objective: Objective, device):
 
 # --------------------------------------------------------------------------- infer, evaluate, report
 
-def new_extractor(config, model: Classifier, methods, heads) -> CamExtractor:
-    return CamExtractor(model, methods, heads=heads, perturb_batch=config.perturb_batch, alpha=config.alpha)
+def new_extractor(config, model: Classifier, methods, heads, meter: Meter | None = None) -> CamExtractor:
+    return CamExtractor(model, methods, heads=heads, perturb_batch=config.perturb_batch, alpha=config.alpha, meter=meter)
 
 
 def new_evaluation(config, metadata: SplitMetadata, wanted, **more) -> Evaluation:
@@ -278,7 +278,8 @@ def new_fidelity(config, metadata: SplitMetadata, model: Classifier) -> Fidelity
 def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -> tuple[dict, Evaluation, PerImage]:
     """Maps and metrics of the test split; of the val split first, whose best thresholds are used on test."""
     start = time.perf_counter()
-    test, extractor = data.splits["test"], new_extractor(config, model, config.methods, config.heads)
+    test, meter = data.splits["test"], Meter()
+    extractor = new_extractor(config, model, config.methods, config.heads, meter)
     val = evaluate_split(config, data, "val", extractor, run, device) if "val" in data.splits else None
     keep = [round(i * (len(test) - 1) / max(FIGURE_IMAGES - 1, 1)) for i in range(FIGURE_IMAGES)]
     evaluation = evaluate_split(config, data, "test", extractor, run, device, keep=keep, record=True,
@@ -304,7 +305,7 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
                "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in found["rows"])},
                **bootstrap,
                "classification": found["classification"], "rows": found["rows"], "center": found["center"],
-               "cost": extractor.meter.summary(), "seconds": {key: round(value, 2) for key, value in seconds.items()}}
+               "cost": meter.summary(), "seconds": {key: round(value, 2) for key, value in seconds.items()}}
     return results, evaluation, images
 
 

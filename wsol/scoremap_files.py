@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.cam import HEADS, Row
+from wsol.cam import HEADS, NO_HEAD, Row
 from wsol.datasets.files import missing_files
 from wsol.errors import InputError
 from wsol.metrics.boxes import RESOLUTION
@@ -108,7 +108,7 @@ def _complete(folder: Path, image_ids: Sequence[str], files: Sequence[Path | Non
 
 def _row_of(name: str) -> Row:
     """ "cam_softmax_clamped" → Row("cam", "softmax_clamped"); a name without a head is a method's own."""
-    for head in sorted((*HEADS, "none"), key=len, reverse=True):
+    for head in sorted((*HEADS, NO_HEAD), key=len, reverse=True):
         if name.endswith(f"_{head}"):
             return Row(name.removesuffix(f"_{head}"), head)
     return Row(name, "")

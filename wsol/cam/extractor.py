@@ -1,7 +1,7 @@
 """CamExtractor: one forward pass for all methods and both heads."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class CamExtractor:
             None: the softmax head, unclamped, and the keys are the methods' names.
         perturb_batch: changed inputs that go through the network at a time (scorecam, ablationcam; images of fullgrad).
         alpha: strength of finercam's comparison with the nearest classes.
+        meter: adds up what the forward pass and each method cost. On CUDA it waits for each, so it is not for free.
 
     The trunk runs once a batch and without autograd; recording starts at the
     target layer, so gradients are those of the few layers behind it. (fullgrad
@@ -39,12 +40,12 @@ class CamExtractor:
     their definition.) Inside the `with` the model is in eval mode and fp32
     outside autocast; on leaving, even by an exception, the hooks are gone and
     every module's mode is what it was.
-    `extract.output` is the Output (logits of both heads) of the last call,
-    `extract.meter` what forward pass and methods have cost so far.
+    `extract.output` is the Output (logits of both heads) of the last call.
     """
 
     def __init__(self, model: nn.Module, methods: Sequence[str], target_layer: nn.Module | None = None,
-                 heads: Sequence[str] | None = None, *, perturb_batch: int = PERTURB_BATCH, alpha: float = 0.6):
+                 heads: Sequence[str] | None = None, *, perturb_batch: int = PERTURB_BATCH, alpha: float = 0.6,
+                 meter: Meter | None = None):
         if perturb_batch < 1:
             raise InputError(f"perturb_batch must be at least 1, got {perturb_batch}")
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
@@ -55,7 +56,7 @@ class CamExtractor:
             raise InputError(f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one")
         self.perturb_batch, self.alpha = perturb_batch, alpha
         self.output: Output | None = None
-        self.meter = Meter()
+        self._meter = meter
         self._layers: dict[str, nn.Module] = {}     # each method's, once known
         target = target_layer if target_layer is not None else self.model.target_layer
         if target is not None:
@@ -89,7 +90,7 @@ class CamExtractor:
                 names = find_layers(self.model.network, self.model.head_name, torch.randn_like(images[:1]))
                 self._choose_layers(*map(self.model.network.get_submodule, names))
                 self._hook()
-            with self.meter.measure("forward", images.device):
+            with self._measured("forward", images.device):
                 output, recorded = self._forward(images)
             class_ids = self._check_classes(class_ids, output.logits)
             views = self._views(images, output, recorded, class_ids)
@@ -120,6 +121,9 @@ class CamExtractor:
                 return self.model(images), self._recorded
         finally:
             self._recorded = None
+
+    def _measured(self, part: str, device: torch.device) -> AbstractContextManager:
+        return nullcontext() if self._meter is None else self._meter.measure(part, device)
 
     @contextmanager
     def _differentiable_attention(self) -> Iterator[None]:
@@ -163,7 +167,7 @@ class CamExtractor:
         maps = {}
         for row, key in self.keys.items():
             method, view = get_method(row.method), views[self._layers[row.method], row.branch]
-            with self.meter.measure(row.method, view.activations.device):
+            with self._measured(row.method, view.activations.device):
                 if (row.method, row.branch) not in formulas:
                     formulas[row.method, row.branch] = method.formula(view).detach()
                 result = formulas[row.method, row.branch]
