@@ -30,13 +30,30 @@ _OF_THE_COMMAND_LINE = ("resume", "eval_only", "override_cache", "dry_run", "con
 # What a run that goes on takes from the command line, too; all else from its config.yaml.
 _OF_THIS_CALL = ("eval_checkpoint_type", "train_only", "root", "debug")
 # What a run cannot change on its way.
-_FIXED = ("architecture", "classifier_form", "last_layer", "large_feature_map", "dataset_name", "model_structure",
-          "unfreeze_layer", "wsol_method")
+_FIXED = (
+    "architecture",
+    "classifier_form",
+    "last_layer",
+    "large_feature_map",
+    "dataset_name",
+    "model_structure",
+    "unfreeze_layer",
+    "wsol_method",
+)
 # Defaults that follow from another setting: given anew, it takes their saved values along.
-_FOLLOW = {"data_root": ("mask_root",), "model_structure": ("heads", "unfreeze_layer", "lr"), "dataset_name": ("augment",),
-           "architecture": ("classifier_form",), "ft_ckpt": ("classifier_form",), "methods": ("classifier_form",),
-           "method": ("methods", "classifier_form"), "project": ("wandb",), "wandb_name": ("wandb",),
-           "epochs": ("vanilla_epochs",), "normalization": ("normalization_quantile",)}
+_FOLLOW = {
+    "data_root": ("mask_root",),
+    "model_structure": ("heads", "unfreeze_layer", "lr"),
+    "dataset_name": ("augment",),
+    "architecture": ("classifier_form",),
+    "ft_ckpt": ("classifier_form",),
+    "methods": ("classifier_form",),
+    "method": ("methods", "classifier_form"),
+    "project": ("wandb",),
+    "wandb_name": ("wandb",),
+    "epochs": ("vanilla_epochs",),
+    "normalization": ("normalization_quantile",),
+}
 
 
 def boolean(text: str) -> bool:
@@ -50,7 +67,7 @@ def boolean(text: str) -> bool:
 
 
 def names(text: str) -> list[str]:
-    """"cam, gradcam" → ["cam", "gradcam"], each once."""
+    """ "cam, gradcam" → ["cam", "gradcam"], each once."""
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
 
 
@@ -73,6 +90,7 @@ def _number(kind, low: float, high: float = math.inf, above: bool = False):
             bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
             raise argparse.ArgumentTypeError(f"{text} is out of range ({bounds})")
         return value
+
     return parse
 
 
@@ -84,7 +102,7 @@ share, size = _number(float, 0, 1), _number(int, 16, 4096)
 class _Parser(argparse.ArgumentParser):
     """One clear line instead of argparse's usage dump; exit code 2 as ever."""
 
-    source = ""     # the file that settings come from, when it is not the command line
+    source = ""  # the file that settings come from, when it is not the command line
 
     def error(self, message: str):
         if message.startswith("argument --dataset_name") and "invalid choice" in message:
@@ -101,9 +119,12 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter):
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line, in the groups that --help shows."""
-    parser = _Parser(prog="main.py", description="Train a classifier's sigmoid branch (Dual-CAM), draw class activation "
-                     "maps and measure how well they localize. Without any flag: the embedded example.",
-                     formatter_class=_Help)
+    parser = _Parser(
+        prog="main.py",
+        description="Train a classifier's sigmoid branch (Dual-CAM), draw class activation "
+        "maps and measure how well they localize. Without any flag: the embedded example.",
+        formatter_class=_Help,
+    )
     _add_run(parser.add_argument_group("run"))
     _add_data(parser.add_argument_group("data"))
     _add_model(parser.add_argument_group("network and branches"))
@@ -129,8 +150,12 @@ def _add_run(group) -> None:
     _flag(group, "--override_cache", "replace an existing run folder of that name")
     _flag(group, "--resume", "go on with a run that was cut off")
     _flag(group, "--eval_only", "evaluate a checkpoint of an existing run, no training")
-    add("--eval_checkpoint_type", default="last", metavar="PREFIX",
-        help="checkpoint to evaluate: last, best, or any PREFIX of PREFIX_checkpoint.pth.tar in the run folder")
+    add(
+        "--eval_checkpoint_type",
+        default="last",
+        metavar="PREFIX",
+        help="checkpoint to evaluate: last, best, or any PREFIX of PREFIX_checkpoint.pth.tar in the run folder",
+    )
     _flag(group, "--train_only", "train, but do not evaluate on the test split")
     _flag(group, "--dry_run", "print settings, parameter and data counts, and stop")
     add("--seed", type=count, default=42, help="of everything random")
@@ -141,43 +166,81 @@ def _add_run(group) -> None:
 
 def _add_data(group) -> None:
     add = group.add_argument
-    add("--dataset_name", default="Synthetic",
-        help=f"{', '.join(DATASETS)}, or any folder in the same format; default Synthetic, made when first used")
+    add(
+        "--dataset_name",
+        default="Synthetic",
+        help=f"{', '.join(DATASETS)}, or any folder in the same format; default Synthetic, made when first used",
+    )
     add("--data_root", default="dataset", help="images are at DATA_ROOT/DATASET_NAME")
     add("--metadata_root", default="metadata", help="metadata are at METADATA_ROOT/DATASET_NAME")
     add("--mask_root", help="masks are at MASK_ROOT/DATASET_NAME (default: --data_root)")
     _flag(group, "--proxy_training_set", "train on image_ids_proxy.txt, a small part of ILSVRC")
     add("--num_val_sample_per_class", type=count, default=0, help="val images a class, 0 for all")
-    _flag(group, "--skip_bad_images", "leave out images that are missing or broken, or whose masks are: counted, named in "
-          "the log; costs one decoding pass before the run")
+    _flag(
+        group,
+        "--skip_bad_images",
+        "leave out images that are missing or broken, or whose masks are: counted, named in "
+        "the log; costs one decoding pass before the run",
+    )
     add("--resize_size", type=size, default=256, help="training images are resized to this square before cropping")
     add("--crop_size", type=size, default=224, help="side of the network's input")
-    add("--augment", choices=("crop_flip", "none"),
-        help="training: random crop and flip, or none (default: crop_flip; none for Synthetic and CUTOUTS)")
+    add(
+        "--augment",
+        choices=("crop_flip", "none"),
+        help="training: random crop and flip, or none (default: crop_flip; none for Synthetic and CUTOUTS)",
+    )
 
 
 def _add_model(group) -> None:
     add = group.add_argument
-    add("--architecture", type=architecture, default=DEFAULT_ARCHITECTURE, metavar="NAME",
-        help=f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or torchvision by its name")
-    add("--classifier_form", choices=(*FORMS, "auto"), default="auto",
+    add(
+        "--architecture",
+        type=architecture,
+        default=DEFAULT_ARCHITECTURE,
+        metavar="NAME",
+        help=f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or torchvision by its name",
+    )
+    add(
+        "--classifier_form",
+        choices=(*FORMS, "auto"),
+        default="auto",
         help="of vgg16 and inception_v3: the form with extra convolutions and global average pooling (cam) or the "
-             "published network's own head (original); auto: what the checkpoint holds, else cam if the methods "
-             "contain cam, else original")
+        "published network's own head (original); auto: what the checkpoint holds, else cam if the methods "
+        "contain cam, else original",
+    )
     _flag(group, "--pretrained", "start from ImageNet weights", True)
-    add("--pretrained_path", metavar="FILE_OR_FOLDER",
-        help="ImageNet weights on disk, a file or a folder that holds it under its published name")
+    add(
+        "--pretrained_path",
+        metavar="FILE_OR_FOLDER",
+        help="ImageNet weights on disk, a file or a folder that holds it under its published name",
+    )
     _flag(group, "--large_feature_map", "half the stride of the last stage: maps of twice the side")
-    add("--model_structure", choices=tuple(OBJECTIVES), default="b2",
-        help="vanilla: one head, loss c1; b1: one head, c1 + c2; b2: softmax head (c1) and sigmoid branch (c2)")
-    add("--unfreeze_layer", choices=tuple(UNFREEZE), metavar="LAYER",
+    add(
+        "--model_structure",
+        choices=tuple(OBJECTIVES),
+        default="b2",
+        help="vanilla: one head, loss c1; b1: one head, c1 + c2; b2: softmax head (c1) and sigmoid branch (c2)",
+    )
+    add(
+        "--unfreeze_layer",
+        choices=tuple(UNFREEZE),
+        metavar="LAYER",
         help="what learns: all, none, the softmax head (fc classifier SPG_A4 head conv) or the sigmoid branch "
-             "(fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, all otherwise")
-    add("--last_layer", choices=LAST_LAYERS, default="fc",
-        help="the classification layer: fc behind global average pooling, or a 1x1 conv before it")
+        "(fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, all otherwise",
+    )
+    add(
+        "--last_layer",
+        choices=LAST_LAYERS,
+        default="fc",
+        help="the classification layer: fc behind global average pooling, or a 1x1 conv before it",
+    )
     add("--ft_ckpt", metavar="FILE", help="checkpoint to start from; in b2 its head is cloned into the branch")
-    add("--sigmoid_init", choices=("clone", "random"), default="clone",
-        help="the branch starts as a copy of the softmax head, or at random as in the authors' code")
+    add(
+        "--sigmoid_init",
+        choices=("clone", "random"),
+        default="clone",
+        help="the branch starts as a copy of the softmax head, or at random as in the authors' code",
+    )
     _flag(group, "--init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True)
 
 
@@ -187,13 +250,22 @@ def _add_training(group) -> None:
     add("--epochs", type=count, default=10, help="0 trains nothing and evaluates the start")
     add("--batch_size", type=positive, default=32, help="over all processes")
     add("--lr", type=rate, help="learning rate of the trunk (default: 0.01; 0.003 in b2)")
-    add("--lr_decay_frequency", type=positive, default=3, metavar="N",
-        help="the rate falls to a tenth at the start of epochs N, 2N, ...")
+    add(
+        "--lr_decay_frequency",
+        type=positive,
+        default=3,
+        metavar="N",
+        help="the rate falls to a tenth at the start of epochs N, 2N, ...",
+    )
     add("--lr_classifier_ratio", type=rate, default=10.0, help="heads learn this many times as fast")
     add("--momentum", type=share, default=0.9, help="of SGD, Nesterov's")
     add("--weight_decay", type=amount, default=5e-4, help="of SGD")
-    add("--vanilla_epochs", type=count, help="b2 on new classes without --ft_ckpt: epochs of the stage that trains "
-        "the softmax head and whatever else is new (default: --epochs)")
+    add(
+        "--vanilla_epochs",
+        type=count,
+        help="b2 on new classes without --ft_ckpt: epochs of the stage that trains "
+        "the softmax head and whatever else is new (default: --epochs)",
+    )
     add("--vanilla_lr", type=rate, default=0.01, help="learning rate of that stage")
     add("--save_every", type=count, default=0, metavar="N", help="keep the checkpoint of every N-th epoch")
     add("--c1", choices=tuple(LOSSES), default="cross_entropy", help="loss of the softmax head")
@@ -202,50 +274,99 @@ def _add_training(group) -> None:
 
 def _add_maps(group) -> None:
     add = group.add_argument
-    add("--methods", type=names, metavar="A,B,...",
-        help=f"CAM methods, or all (known: {', '.join(CAM_METHODS)}; default: {','.join(DEFAULT_METHODS)})")
+    add(
+        "--methods",
+        type=names,
+        metavar="A,B,...",
+        help=f"CAM methods, or all (known: {', '.join(CAM_METHODS)}; default: {','.join(DEFAULT_METHODS)})",
+    )
     add("--method", choices=tuple(CAM_METHODS), help="one CAM method; --methods overrides it")
-    add("--heads", type=names, metavar="A,B,...",
-        help=f"rows to make, of {', '.join(HEADS)} (default: softmax; in b2 softmax,softmax_clamped,sigmoid_clamped)")
+    add(
+        "--heads",
+        type=names,
+        metavar="A,B,...",
+        help=f"rows to make, of {', '.join(HEADS)} (default: softmax; in b2 softmax,softmax_clamped,sigmoid_clamped)",
+    )
     _flag(group, "--t1", "add the row softmax_clamped")
     _flag(group, "--t2", "add the row sigmoid_clamped")
-    add("--cam_target", choices=("gt", "pred"), default="gt",
-        help="class whose map is evaluated: the true one, or the softmax head's prediction")
+    add(
+        "--cam_target",
+        choices=("gt", "pred"),
+        default="gt",
+        help="class whose map is evaluated: the true one, or the softmax head's prediction",
+    )
     _flag(group, "--box_v2_metric", "FALSE: the best checkpoint is chosen by MaxBoxAcc (V1), not MaxBoxAccV2", True)
     _flag(group, "--multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True)
     _flag(group, "--multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True)
-    add("--normalization", choices=tuple(NORMALIZATIONS), default="minmax",
+    add(
+        "--normalization",
+        choices=tuple(NORMALIZATIONS),
+        default="minmax",
         help="how a resized map is brought to [0, 1]: minmax; max: negatives cut, divided by the maximum; pas: minimum "
-             "subtracted, divided by a quantile, cut at 1; ivr: a quantile subtracted, negatives cut, divided by the "
-             "maximum")
-    add("--normalization_quantile", type=share, metavar="P",
-        help="of pas (default: 0.9) and ivr (default: 0.45): the value at place floor(P n) of a map's n sorted values")
+        "subtracted, divided by a quantile, cut at 1; ivr: a quantile subtracted, negatives cut, divided by the "
+        "maximum",
+    )
+    add(
+        "--normalization_quantile",
+        type=share,
+        metavar="P",
+        help="of pas (default: 0.9) and ivr (default: 0.45): the value at place floor(P n) of a map's n sorted values",
+    )
     add("--alpha", type=amount, default=0.6, help="strength of finercam's comparison with the nearest classes")
-    add("--perturb_batch", type=positive, default=PERTURB_BATCH,
-        help="changed inputs that go through the network at a time (scorecam, ablationcam, fullgrad)")
-    add("--bootstrap", type=count, default=1000, metavar="N",
-        help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out")
-    add("--fidelity", type=names, default=[], metavar="A,B,...",
+    add(
+        "--perturb_batch",
+        type=positive,
+        default=PERTURB_BATCH,
+        help="changed inputs that go through the network at a time (scorecam, ablationcam, fullgrad)",
+    )
+    add(
+        "--bootstrap",
+        type=count,
+        default=1000,
+        metavar="N",
+        help="resamples of the test images behind the 95%% intervals of results.json; 0 leaves them out",
+    )
+    add(
+        "--fidelity",
+        type=names,
+        default=[],
+        metavar="A,B,...",
         help=f"what else to measure of the maps, on the test split: {', '.join(MEASURES)}, all or none; each but pointing "
-             "costs forward passes for every image and row (--dry_run counts them)")
+        "costs forward passes for every image and row (--dry_run counts them)",
+    )
     _flag(group, "--save_scoremaps", "write every evaluated map to scoremaps/ in the run folder")
 
 
 def _add_metrics(group) -> None:
     add = group.add_argument
-    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001,
-        help="step between score map thresholds")
-    add("--iou_threshold_list", type=_number(int, 1, 100), nargs="+", default=[30, 50, 70], help="of box accuracy, percent")
+    add("--cam_curve_interval", type=_number(float, 1e-5, 1), default=0.001, help="step between score map thresholds")
+    add(
+        "--iou_threshold_list",
+        type=_number(int, 1, 100),
+        nargs="+",
+        default=[30, 50, 70],
+        help="of box accuracy, percent",
+    )
     add("--loc_threshold", type=share, default=0.2, help="score map threshold of gt_loc and top1_loc")
-    add("--gt_boxes", choices=("any", "first"), default="any",
+    add(
+        "--gt_boxes",
+        choices=("any", "first"),
+        default="any",
         help="ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an image, or its "
-             "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched")
+        "first only, as the authors' code has it; MaxBoxAcc (V1 and V2) and PxAP are not touched",
+    )
 
 
 def _add_reporting(group) -> None:
     add = group.add_argument
-    add("--wandb", type=boolean, nargs="?", const=True, metavar="on|off",
-        help="report to Weights & Biases (default: on where --project or --wandb_name is given)")
+    add(
+        "--wandb",
+        type=boolean,
+        nargs="?",
+        const=True,
+        metavar="on|off",
+        help="report to Weights & Biases (default: on where --project or --wandb_name is given)",
+    )
     add("--project", help="W&B project")
     add("--wandb_name", help="W&B run name (default: the experiment's)")
     add("--wandb_dir", help="where W&B writes (default: the run folder)")
@@ -267,13 +388,22 @@ def _add_wsol_methods(group) -> None:
 
 # --------------------------------------------------------------------------- the command line of evaluation.py
 
+
 def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
     """The command line of evaluation.py, wsolevaluation's and ours; exit code 2 where it is wrong."""
-    parser = _Parser(prog="evaluation.py", description="Measure how well saved score maps localize: 224 x 224 arrays in "
-                     "[0, 1], one .npy file an image.", formatter_class=_Help)
+    parser = _Parser(
+        prog="evaluation.py",
+        description="Measure how well saved score maps localize: 224 x 224 arrays in [0, 1], one .npy file an image.",
+        formatter_class=_Help,
+    )
     add = parser.add_argument
-    add("--scoremap_root", required=True, metavar="FOLDER", help="holds <image id>.npy or <image id without its "
-        "extension>.npy, or a folder of such files for each row, such as scoremaps/test of a run")
+    add(
+        "--scoremap_root",
+        required=True,
+        metavar="FOLDER",
+        help="holds <image id>.npy or <image id without its "
+        "extension>.npy, or a folder of such files for each row, such as scoremaps/test of a run",
+    )
     add("--val_scoremap_root", metavar="FOLDER", help="the same of the val split: its best thresholds give gt_loc_val")
     add("--dataset_name", required=True, help=f"{', '.join(DATASETS)}, or any folder in the same format")
     add("--split", choices=SPLITS, default="test", help="split that the maps are of")
@@ -281,7 +411,9 @@ def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
     add("--mask_root", default="dataset", help="masks are at MASK_ROOT/DATASET_NAME")
     _add_metrics(parser)
     _flag(parser, "--multi_contour_eval", "FALSE: `localization` asks the largest contour's box only", True)
-    _flag(parser, "--multi_iou_eval", "FALSE: `localization` is read at the IoU threshold 50, not the mean of all", True)
+    _flag(
+        parser, "--multi_iou_eval", "FALSE: `localization` is read at the IoU threshold 50, not the mean of all", True
+    )
     add("--workers", type=count, default=4, help="processes that read and measure maps, at most the number of cores")
     add("--out", metavar="FILE.json", help="write every number there")
     args = munch.munchify(vars(parser.parse_args(argv)))
@@ -299,25 +431,54 @@ def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
 
 # --------------------------------------------------------------------------- the command for single pictures
 
+
 def make_picture_parser() -> argparse.ArgumentParser:
     """The command line of inference.py; what it shares with main.py are main.py's own flags."""
-    parser = _Parser(prog="inference.py", description="Show what a network looks at: class activation maps over "
-                     "pictures, a comparison grid for each, and its five likeliest classes.",
-                     formatter_class=_Help)
+    parser = _Parser(
+        prog="inference.py",
+        description="Show what a network looks at: class activation maps over "
+        "pictures, a comparison grid for each, and its five likeliest classes.",
+        formatter_class=_Help,
+    )
     shared = {action.dest: action for action in make_parser()._actions}
     add = parser.add_argument
-    add("pictures", nargs="+", metavar="IMAGE_OR_FOLDER", help="picture files, and folders, searched with all below them")
+    add(
+        "pictures",
+        nargs="+",
+        metavar="IMAGE_OR_FOLDER",
+        help="picture files, and folders, searched with all below them",
+    )
     add("--out", required=True, metavar="DIR", help="where grids, overlays and raw maps are written")
-    add("--ckpt", metavar="FILE",
-        help="checkpoint of this program, wsolevaluation or Dual-CAM; without one: ImageNet weights")
-    add("--class", dest="wanted_class", metavar="NAME_OR_INDEX",
-        help="the class to explain (default: the softmax head's prediction for each picture)")
+    add(
+        "--ckpt",
+        metavar="FILE",
+        help="checkpoint of this program, wsolevaluation or Dual-CAM; without one: ImageNet weights",
+    )
+    add(
+        "--class",
+        dest="wanted_class",
+        metavar="NAME_OR_INDEX",
+        help="the class to explain (default: the softmax head's prediction for each picture)",
+    )
     _flag(parser, "--save_npy", "write raw maps, too: signed, at the target layer's resolution")
     _flag(parser, "--override_cache", "replace files of an earlier call in DIR; others are never touched")
     _flag(parser, "--skip_bad_images", "leave out pictures that cannot be read; each is named")
     add("--batch_size", type=positive, default=16, help="pictures that go through the network together")
-    for name in ("architecture", "pretrained_path", "classifier_form", "last_layer", "large_feature_map", "methods",
-                 "heads", "perturb_batch", "alpha", "crop_size", "workers", "gpus", "debug"):
+    for name in (
+        "architecture",
+        "pretrained_path",
+        "classifier_form",
+        "last_layer",
+        "large_feature_map",
+        "methods",
+        "heads",
+        "perturb_batch",
+        "alpha",
+        "crop_size",
+        "workers",
+        "gpus",
+        "debug",
+    ):
         parser._add_action(shared[name])
     # A checkpoint says these itself where the command line does not.
     for name in ("architecture", "last_layer", "large_feature_map"):
@@ -349,16 +510,21 @@ def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
 
 def _flags_alone(argv: list[str], flags: set[str]) -> list[str]:
     """`--save_npy cat.jpg` → `--save_npy=TRUE cat.jpg`: the file behind a boolean is not its value."""
+
     def is_boolean(word: str) -> bool:
         try:
             return boolean(word) in (True, False)
         except argparse.ArgumentTypeError:
             return False
-    return [f"{word}=TRUE" if word in flags and not is_boolean(following) else word
-            for word, following in itertools.pairwise([*argv, ""])]
+
+    return [
+        f"{word}=TRUE" if word in flags and not is_boolean(following) else word
+        for word, following in itertools.pairwise([*argv, ""])
+    ]
 
 
 # --------------------------------------------------------------------------- parsing
+
 
 def parse_args(argv: list[str] | None = None) -> munch.Munch:
     """The command line as a checked munch with every default filled in.
@@ -425,13 +591,16 @@ def continue_run(config: munch.Munch, saved: dict, path: str) -> munch.Munch:
     given = set(config.given)
     for key in _FIXED if config.resume else ():
         if key in given and key in saved and config[key] != saved[key]:
-            raise InputError(f"--resume cannot change --{key} to {config[key]}: {path} says {saved[key]}; "
-                             "start another run, from this one's checkpoint with --ft_ckpt if you like")
+            raise InputError(
+                f"--resume cannot change --{key} to {config[key]}: {path} says {saved[key]}; "
+                "start another run, from this one's checkpoint with --ft_ckpt if you like"
+            )
     kept = _kept(saved, given)
     if config.resume and "vanilla_epochs" in saved and "vanilla_epochs" not in given:
-        kept["vanilla_epochs"] = saved["vanilla_epochs"]    # more epochs of the branch are none of the stage before it
-    unfilled = {follower: None for followers in _FOLLOW.values() for follower in followers
-                if follower not in config.given}
+        kept["vanilla_epochs"] = saved["vanilla_epochs"]  # more epochs of the branch are none of the stage before it
+    unfilled = {
+        follower: None for followers in _FOLLOW.values() for follower in followers if follower not in config.given
+    }
     return complete(munch.munchify(dict(config) | unfilled | kept))
 
 
@@ -490,11 +659,14 @@ def _check(config: munch.Munch) -> None:
     wants_branch = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":
         if wants_branch:
-            raise InputError(f"--heads {wants_branch[0]} needs a sigmoid branch: --model_structure b2, "
-                             f"not {config.model_structure}")
+            raise InputError(
+                f"--heads {wants_branch[0]} needs a sigmoid branch: --model_structure b2, not {config.model_structure}"
+            )
         if UNFREEZE[config.unfreeze_layer] == ("sigmoid_head",):
-            raise InputError(f"--unfreeze_layer {config.unfreeze_layer} is the sigmoid branch: it needs "
-                             f"--model_structure b2, not {config.model_structure}")
+            raise InputError(
+                f"--unfreeze_layer {config.unfreeze_layer} is the sigmoid branch: it needs "
+                f"--model_structure b2, not {config.model_structure}"
+            )
     if not UNFREEZE[config.unfreeze_layer] and config.epochs and not config.eval_only:
         raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
     if config.resume + config.eval_only + config.override_cache > 1:
@@ -504,11 +676,15 @@ def _check(config: munch.Munch) -> None:
     if config.eval_only and config.train_only:
         raise InputError("--eval_only and --train_only exclude each other")
     if config.normalization_quantile is not None and NORMALIZATIONS[config.normalization].quantile is None:
-        raise InputError(f"--normalization_quantile is read by pas and ivr, not by --normalization "
-                         f"{config.normalization}; leave it out")
+        raise InputError(
+            f"--normalization_quantile is read by pas and ivr, not by --normalization "
+            f"{config.normalization}; leave it out"
+        )
     if config.augment == "crop_flip" and config.resize_size < config.crop_size:
-        raise InputError(f"--resize_size {config.resize_size} is smaller than --crop_size {config.crop_size}: no crop "
-                         "fits; enlarge it or give --augment none")
+        raise InputError(
+            f"--resize_size {config.resize_size} is smaller than --crop_size {config.crop_size}: no crop "
+            "fits; enlarge it or give --augment none"
+        )
     plain_name("--dataset_name", config.dataset_name)
     if config.experiment_name is not None:
         plain_name("--experiment_name", config.experiment_name)
@@ -532,14 +708,17 @@ def _check_gpus(text: str) -> None:
 
 
 def gpu_indices(text: str) -> list[int]:
-    """"0,1" → [0, 1]."""
+    """ "0,1" → [0, 1]."""
     return [int(word) for word in str(text).split(",")]
 
 
 def saved_settings(config: munch.Munch) -> dict:
     """What config.yaml keeps: every setting but the bookkeeping of this call."""
-    return {key: munch.unmunchify(value) for key, value in config.items()
-            if key not in ("given", "config", "resume", "eval_only", "dry_run", "override_cache")}
+    return {
+        key: munch.unmunchify(value)
+        for key, value in config.items()
+        if key not in ("given", "config", "resume", "eval_only", "dry_run", "override_cache")
+    }
 
 
 def splits_needed(config: munch.Munch) -> tuple[str, ...]:

@@ -37,11 +37,11 @@ from wsol.wsolevaluation import (  # noqa: F401  (this module's names in wsoleva
     get_mask_paths,
 )
 
-
-MOST_FILES_OPENED = 100_000     # to look at the end of each before a run: seconds on a disk, minutes on a slow share
+MOST_FILES_OPENED = 100_000  # to look at the end of each before a run: seconds on a disk, minutes on a slow share
 
 
 # --------------------------------------------------------------------------- the data sets that are known by name
+
 
 @dataclass(frozen=True)
 class DatasetFacts:
@@ -53,6 +53,7 @@ class DatasetFacts:
     metadata_root, mask_root): writes the data set where it does not exist yet.
     how_to_get: the remedy where it is missing.
     """
+
     num_classes: int | None = None
     imagenet: bool = False
     image_folder: Callable[[str], str] = lambda split: ""
@@ -80,12 +81,14 @@ def dataset_facts(name: str) -> DatasetFacts:
 
 # --------------------------------------------------------------------------- a data set
 
+
 @dataclass
 class WsolData:
     """The splits that a run needs and the names of the classes.
 
     skipped: {split: images left out by skip_bad}, empty where none was.
     """
+
     name: str
     splits: dict[str, SplitMetadata]
     class_names: list[str]
@@ -101,9 +104,19 @@ def is_made_when_used(dataset_name: str, metadata_root: str) -> bool:
     return dataset_facts(dataset_name).make is not None and not (Path(metadata_root) / dataset_name).is_dir()
 
 
-def load_data(dataset_name: str, data_root: str, metadata_root: str, mask_root: str, *, splits: Sequence[str],
-              proxy_training_set: bool = False, num_val_sample_per_class: int = 0, seed: int = 0,
-              skip_bad: bool = False, workers: int = 1) -> WsolData:
+def load_data(
+    dataset_name: str,
+    data_root: str,
+    metadata_root: str,
+    mask_root: str,
+    *,
+    splits: Sequence[str],
+    proxy_training_set: bool = False,
+    num_val_sample_per_class: int = 0,
+    seed: int = 0,
+    skip_bad: bool = False,
+    workers: int = 1,
+) -> WsolData:
     """Read the metadata of the splits a run needs ("val" is left out where there is none) and look for their files.
 
     The data set `Synthetic` is written first if it is not there. The class count
@@ -121,8 +134,10 @@ def load_data(dataset_name: str, data_root: str, metadata_root: str, mask_root: 
         facts.make(Path(data_root), Path(metadata_root), Path(mask_root))
     if not folder.is_dir():
         remedy = facts.how_to_get or "see metadata/README.md, or name another with --dataset_name or --metadata_root"
-        raise InputError(f"no metadata for the data set '{dataset_name}': {folder} is missing; {remedy} "
-                         f"(built in: {', '.join(DATASETS)})")
+        raise InputError(
+            f"no metadata for the data set '{dataset_name}': {folder} is missing; {remedy} "
+            f"(built in: {', '.join(DATASETS)})"
+        )
     found = {}
     for split in splits:
         if not (folder / split).is_dir():
@@ -130,8 +145,9 @@ def load_data(dataset_name: str, data_root: str, metadata_root: str, mask_root: 
             continue
         ids_file = "image_ids_proxy.txt" if split == "train" and proxy_training_set else "image_ids.txt"
         image_root = Path(data_root) / dataset_name / facts.image_folder(split)
-        found[split] = read_split(folder, split, image_root, Path(mask_root) / dataset_name, ids_file,
-                                  wants_localization=split != "train")
+        found[split] = read_split(
+            folder, split, image_root, Path(mask_root) / dataset_name, ids_file, wants_localization=split != "train"
+        )
         if split != "train" and found[split].boxes is None and found[split].masks is None:
             raise InputError(f"{folder / split} has neither boxes nor masks: localization.txt is missing or empty")
     if num_val_sample_per_class and "val" in found:
@@ -153,19 +169,23 @@ def _check_split_is_optional(folder: Path, split: str, num_val_sample_per_class:
     """Only val may be missing, and only where no setting needs it."""
     present = ", ".join(s for s in SPLITS if (folder / s).is_dir()) or "none"
     if split != "val":
-        raise InputError(f"{folder} has no {split} split (present: {present}), which this run needs; "
-                         "see metadata/README.md")
+        raise InputError(
+            f"{folder} has no {split} split (present: {present}), which this run needs; see metadata/README.md"
+        )
     if num_val_sample_per_class:
-        raise InputError(f"{folder} has no val split (present: {present}), and --num_val_sample_per_class "
-                         f"{num_val_sample_per_class} samples one; leave that flag out")
+        raise InputError(
+            f"{folder} has no val split (present: {present}), and --num_val_sample_per_class "
+            f"{num_val_sample_per_class} samples one; leave that flag out"
+        )
 
 
 def _check_first_image(metadata: SplitMetadata) -> None:
     """A wrong --data_root, said as what it is rather than as a million missing images."""
     path = metadata.image_path(0)
     if not path.is_file() and not metadata.image_root.is_dir():
-        raise InputError(f"the first image of the {metadata.split} split is missing: {path}; "
-                         "check --data_root (and --dataset_name)")
+        raise InputError(
+            f"the first image of the {metadata.split} split is missing: {path}; check --data_root (and --dataset_name)"
+        )
 
 
 def check_files(metadata: SplitMetadata, workers: int = 1) -> None:
@@ -177,8 +197,10 @@ def check_files(metadata: SplitMetadata, workers: int = 1) -> None:
     split, skip = metadata.split, "--skip_bad_images leaves them out"
     require_files(metadata.image_root, metadata.image_ids, f"{split} images", f"check --data_root; {skip}")
     check_masks(metadata, f"; {skip}")
-    for root, names, decode, what in ((metadata.image_root, metadata.image_ids, check_image, "images"),
-                                      (metadata.mask_root, metadata.mask_names, load_mask_image, "masks")):
+    for root, names, decode, what in (
+        (metadata.image_root, metadata.image_ids, check_image, "images"),
+        (metadata.mask_root, metadata.mask_names, load_mask_image, "masks"),
+    ):
         if len(names) > MOST_FILES_OPENED:
             continue
 
@@ -186,12 +208,14 @@ def check_files(metadata: SplitMetadata, workers: int = 1) -> None:
             path = root / names[i]
             if not looks_whole(path):
                 decode(path)
-        bad = broken_files(check, range(len(names)), f"checking {split} {what}", max(workers, 4))     # mostly waiting
+
+        bad = broken_files(check, range(len(names)), f"checking {split} {what}", max(workers, 4))  # mostly waiting
         if len(bad) == 1:
             raise InputError(next(iter(bad.values())))
         if bad:
-            raise InputError(f"{len(bad):,} of {len(names):,} {split} {what} are broken; the first: "
-                             f"{next(iter(bad.values()))}")
+            raise InputError(
+                f"{len(bad):,} of {len(names):,} {split} {what} are broken; the first: {next(iter(bad.values()))}"
+            )
 
 
 def check_masks(metadata: SplitMetadata, or_else: str = "") -> None:
@@ -208,17 +232,24 @@ def leave_out_bad(metadata: SplitMetadata, workers: int = 1) -> SplitMetadata:
     Raises:
         InputError: nothing is left.
     """
+
     def check(index: int) -> None:
         check_image(metadata.image_path(index))
         if metadata.masks is not None:
             load_mask(metadata.mask_root, metadata.masks[index])
+
     bad = broken_files(check, range(len(metadata)), f"decoding {metadata.split}", workers)
     if not bad:
         return metadata
     for reason in list(bad.values())[:20]:
         log.warning("skipped (%s): %s", metadata.split, reason)
-    log.warning("--skip_bad_images: %s of %s images of the %s split are left out%s", f"{len(bad):,}",
-                f"{len(metadata):,}", metadata.split, "; the first 20 are named above" if len(bad) > 20 else "")
+    log.warning(
+        "--skip_bad_images: %s of %s images of the %s split are left out%s",
+        f"{len(bad):,}",
+        f"{len(metadata):,}",
+        metadata.split,
+        "; the first 20 are named above" if len(bad) > 20 else "",
+    )
     if len(bad) == len(metadata):
         raise InputError(f"no image of the {metadata.split} split can be used; the first: {next(iter(bad.values()))}")
     return metadata.subset([i for i in range(len(metadata)) if i not in bad])
@@ -231,8 +262,13 @@ def _warn_of_empty_classes(data: WsolData) -> None:
         empty = np.flatnonzero(counts == 0)
         if len(empty):
             names = ", ".join(data.class_names[k] for k in empty[:3]) + (", ..." if len(empty) > 3 else "")
-            log.warning("%s of %s classes have no image in the %s split: %s", f"{len(empty):,}",
-                        f"{data.num_classes:,}", split, names)
+            log.warning(
+                "%s of %s classes have no image in the %s split: %s",
+                f"{len(empty):,}",
+                f"{data.num_classes:,}",
+                split,
+                names,
+            )
 
 
 def sample_per_class(metadata: SplitMetadata, count: int, seed: int) -> SplitMetadata:
@@ -251,15 +287,19 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
     if (folder / "classes.txt").exists():
         names = read_lines(folder / "classes.txt")
         if len(names) <= highest:
-            raise InputError(f"{folder / 'classes.txt'} names {len(names)} classes, but class_labels.txt goes up to "
-                             f"index {highest}")
+            raise InputError(
+                f"{folder / 'classes.txt'} names {len(names)} classes, but class_labels.txt goes up to index {highest}"
+            )
         if num_classes and len(names) != num_classes:
-            raise InputError(f"{folder / 'classes.txt'} names {len(names)} classes, but {folder.name} has {num_classes}")
+            raise InputError(
+                f"{folder / 'classes.txt'} names {len(names)} classes, but {folder.name} has {num_classes}"
+            )
         return names
     count = num_classes or highest + 1
     if highest >= count:
-        raise InputError(f"class_labels.txt of {folder.name} goes up to index {highest}, "
-                         f"but this data set has {count} classes")
+        raise InputError(
+            f"class_labels.txt of {folder.name} goes up to index {highest}, but this data set has {count} classes"
+        )
     parents: dict[int, set[str]] = {}
     for metadata in splits.values():
         folders = (image_id.rpartition("/")[0].rpartition("/")[2] for image_id in metadata.image_ids)
@@ -271,7 +311,7 @@ def _class_names(folder: Path, splits: dict[str, SplitMetadata], num_classes: in
 
 # --------------------------------------------------------------------------- images and masks
 
-_OF_PICTURES = "or give --skip_bad_images"     # the remedy for files that a person named
+_OF_PICTURES = "or give --skip_bad_images"  # the remedy for files that a person named
 
 
 def load_image(path: Path) -> Image.Image:
@@ -369,8 +409,17 @@ class ImageDataset(Dataset):
     epoch), see set_epoch.
     """
 
-    def __init__(self, metadata: SplitMetadata, *, crop_size: int, mean, std, augment: str = "none",
-                 resize_size: int = 256, seed: int = 0):
+    def __init__(
+        self,
+        metadata: SplitMetadata,
+        *,
+        crop_size: int,
+        mean,
+        std,
+        augment: str = "none",
+        resize_size: int = 256,
+        seed: int = 0,
+    ):
         self.metadata, self.crop_size, self.resize_size = metadata, crop_size, resize_size
         self.mean, self.std, self.augment, self.seed, self.moment = mean, std, augment, seed, (0, 0)
 
@@ -423,8 +472,14 @@ def make_loader(dataset: Dataset, batch_size: int, workers: int, shuffle_seed: i
     """
     sampler = None if shuffle_seed is None else EpochShuffle(len(dataset), shuffle_seed)
     lonely = sampler is not None and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
-    return DataLoader(dataset, batch_size, sampler=sampler, num_workers=min(workers, len(os.sched_getaffinity(0))),
-                      drop_last=lonely, pin_memory=torch.cuda.is_available())
+    return DataLoader(
+        dataset,
+        batch_size,
+        sampler=sampler,
+        num_workers=min(workers, len(os.sched_getaffinity(0))),
+        drop_last=lonely,
+        pin_memory=torch.cuda.is_available(),
+    )
 
 
 def set_epoch(loader: DataLoader, moment: tuple[int, int]) -> None:

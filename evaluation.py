@@ -53,7 +53,7 @@ from wsol.wsolevaluation import (  # noqa: F401
     resize_bbox,
 )
 
-_CHUNK = 32     # saved maps of a row that a process reads and measures at a time
+_CHUNK = 32  # saved maps of a row that a process reads and measures at a time
 
 
 class Localization:
@@ -63,17 +63,31 @@ class Localization:
     MaxBoxAcc (V1, too) asks for any box all the same. record: keep what each image did, for `outcomes`.
     """
 
-    def __init__(self, metadata: SplitMetadata, *, interval: float, iou_thresholds: Sequence[int], loc_threshold: float,
-                 gt_boxes: str = "any", record: bool = False):
+    def __init__(
+        self,
+        metadata: SplitMetadata,
+        *,
+        interval: float,
+        iou_thresholds: Sequence[int],
+        loc_threshold: float,
+        gt_boxes: str = "any",
+        record: bool = False,
+    ):
         def box_accuracy():
             return BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold, record=record)
+
         self.boxes = box_accuracy() if metadata.boxes is not None else None
         self.first_box = box_accuracy() if metadata.boxes is not None and gt_boxes == "first" else None
         self.pixels = PixelAveragePrecision(interval, record=record) if metadata.masks is not None else None
         self.num_degenerate = 0
 
-    def update(self, maps: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None,
-               correct: Mapping[str, np.ndarray]) -> None:
+    def update(
+        self,
+        maps: np.ndarray,
+        boxes: Sequence[np.ndarray] | None,
+        masks: np.ndarray | None,
+        correct: Mapping[str, np.ndarray],
+    ) -> None:
         """Add score maps (B, 224, 224) with their images' boxes and masks; correct: see top_k_correct."""
         if self.boxes is not None:
             self.boxes.update(maps, boxes, **correct)
@@ -124,11 +138,16 @@ class Localization:
 
     def outcomes(self, order: Sequence[int], tau: dict) -> RowOutcomes:
         """What each image did, in the given order of updates; tau: the row's thresholds, see `compute`."""
-        boxes, first_box = (metric.records.outcomes(order) if metric is not None else None
-                            for metric in (self.boxes, self.first_box))
+        boxes, first_box = (
+            metric.records.outcomes(order) if metric is not None else None for metric in (self.boxes, self.first_box)
+        )
         masks = self.pixels is not None and self.pixels.has_foreground
-        return RowOutcomes(boxes, first_box, self.pixels.records.histograms(order) if masks else None,
-                           {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau})
+        return RowOutcomes(
+            boxes,
+            first_box,
+            self.pixels.records.histograms(order) if masks else None,
+            {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau},
+        )
 
 
 class Evaluation:
@@ -146,13 +165,29 @@ class Evaluation:
         fidelity: what measures fidelity while the maps are made, for `compute` to report beside the rest.
     """
 
-    def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], *, interval: float = 0.001,
-                 iou_thresholds: Sequence[int] = (30, 50, 70), loc_threshold: float = 0.2, gt_boxes: str = "any",
-                 normalization: str | None = "minmax", keep: Sequence[int] = (), center: bool = True,
-                 record: bool = False, fidelity: "FidelityEvaluation | None" = None):
+    def __init__(
+        self,
+        metadata: SplitMetadata,
+        rows: Sequence[Row],
+        *,
+        interval: float = 0.001,
+        iou_thresholds: Sequence[int] = (30, 50, 70),
+        loc_threshold: float = 0.2,
+        gt_boxes: str = "any",
+        normalization: str | None = "minmax",
+        keep: Sequence[int] = (),
+        center: bool = True,
+        record: bool = False,
+        fidelity: "FidelityEvaluation | None" = None,
+    ):
         self.metadata = metadata
-        settings = dict(interval=interval, iou_thresholds=iou_thresholds, loc_threshold=loc_threshold,
-                        gt_boxes=gt_boxes, record=record)
+        settings = dict(
+            interval=interval,
+            iou_thresholds=iou_thresholds,
+            loc_threshold=loc_threshold,
+            gt_boxes=gt_boxes,
+            record=record,
+        )
         self.normalization = normalization
         self.rows = {row: Localization(metadata, **settings) for row in rows}
         self.center = Localization(metadata, **settings) if center else None
@@ -161,7 +196,7 @@ class Evaluation:
         self.examples: dict[int, dict[Row, np.ndarray]] = {}
         self.hits: dict[str, int] = {}
         self.record = record
-        self.images: dict[str, list[np.ndarray]] = {}   # of each batch: indices, labels, predictions, top1, top5
+        self.images: dict[str, list[np.ndarray]] = {}  # of each batch: indices, labels, predictions, top1, top5
         self.num_images = 0
         self.seconds = 0.0
 
@@ -207,30 +242,53 @@ class Evaluation:
     def compute(self, val: "Evaluation | None" = None) -> dict:
         """{"num_images", "classification", "rows", "center"} as in results.json."""
         normalized = {} if self.normalization is None else {"normalization": self.normalization}
-        rows = [{"method": row.method, "head": row.branch, "clamped": row.clamped, **normalized,
-                 "num_degenerate": measured.num_degenerate, **measured.compute(val.rows[row] if val else None)}
-                for row, measured in self.rows.items()]
+        rows = [
+            {
+                "method": row.method,
+                "head": row.branch,
+                "clamped": row.clamped,
+                **normalized,
+                "num_degenerate": measured.num_degenerate,
+                **measured.compute(val.rows[row] if val else None),
+            }
+            for row, measured in self.rows.items()
+        ]
         if self.fidelity is not None:
             for row, entry in zip(self.rows, rows, strict=True):
                 entry["fidelity"] = self.fidelity.rows[row].compute()
-        return {"num_images": self.num_images,
-                "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
-                "rows": rows, "center": self.center.compute() if self.center is not None else {}}
+        return {
+            "num_images": self.num_images,
+            "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
+            "rows": rows,
+            "center": self.center.compute() if self.center is not None else {},
+        }
 
     def per_image(self, dataset: str, found: dict) -> PerImage:
         """What each image did, in the split's order whatever the order of updates; found: what `compute` returned."""
         if any(measured.pixels is not None and not measured.pixels.records.complete for measured in self.rows.values()):
-            log.warning("more than %s images with masks: PxAP gets no interval and no figure for each class",
-                        f"{MAX_PIXEL_IMAGES:,}")
+            log.warning(
+                "more than %s images with masks: PxAP gets no interval and no figure for each class",
+                f"{MAX_PIXEL_IMAGES:,}",
+            )
         images = {key: np.concatenate(parts) for key, parts in self.images.items()}
         indices = images.pop("indices")
         order = np.argsort(indices)
         image_ids = [self.metadata.image_ids[i] for i in indices[order]]
         images = {key: values[order] for key, values in images.items()}
-        rows = {str(row): measured.outcomes(order, entry.get("tau", {}))
-                for (row, measured), entry in zip(self.rows.items(), found["rows"], strict=True)}
-        return PerImage(dataset, self.metadata.split, image_ids, images.pop("labels"), images.pop("predictions"),
-                        images, rows, self.center.outcomes(order, {}) if self.center is not None else None)
+        rows = {
+            str(row): measured.outcomes(order, entry.get("tau", {}))
+            for (row, measured), entry in zip(self.rows.items(), found["rows"], strict=True)
+        }
+        return PerImage(
+            dataset,
+            self.metadata.split,
+            image_ids,
+            images.pop("labels"),
+            images.pop("predictions"),
+            images,
+            rows,
+            self.center.outcomes(order, {}) if self.center is not None else None,
+        )
 
 
 def predicted(logits: Tensor) -> np.ndarray:
@@ -254,14 +312,23 @@ class FidelityEvaluation:
         seed: of ROAD's noise, which depends on it and the image's index alone: it is the same for every row.
     """
 
-    def __init__(self, metadata: SplitMetadata, rows: Sequence[Row], measures: Sequence[str], heads: Sequence[str], *,
-                 batch: int, seed: int = 0):
+    def __init__(
+        self,
+        metadata: SplitMetadata,
+        rows: Sequence[Row],
+        measures: Sequence[str],
+        heads: Sequence[str],
+        *,
+        batch: int,
+        seed: int = 0,
+    ):
         self.metadata, self.measures, self.batch, self.seed = metadata, measures, batch, seed
         self.rows = {row: Fidelity(measures, heads) for row in rows}
         self.seconds = 0.0
 
-    def update(self, model: nn.Module, images: Tensor, raw: dict[Row, Tensor], output: Output,
-               indices: np.ndarray) -> None:
+    def update(
+        self, model: nn.Module, images: Tensor, raw: dict[Row, Tensor], output: Output, indices: np.ndarray
+    ) -> None:
         """Add a batch: images on the model's device, the raw maps of the predicted class, the network's output."""
         start = time.perf_counter()
         noise = self._noise(images, indices) if "road" in self.measures else None
@@ -276,14 +343,18 @@ class FidelityEvaluation:
                 inside, ignored = truth
                 maps, _ = to_scoremaps(raw[row], row.method, (RESOLUTION, RESOLUTION), interpolation="bilinear")
                 maps = maps.masked_fill(ignored, 0)
-                figures |= {"pointing": pointing_game(maps, inside),
-                            "energy_pointing": energy_pointing_game(maps, inside)}
+                figures |= {
+                    "pointing": pointing_game(maps, inside),
+                    "energy_pointing": energy_pointing_game(maps, inside),
+                }
             metric.update(figures)
         self.seconds += time.perf_counter() - start
 
     def _noise(self, images: Tensor, indices: Sequence[int]) -> Tensor:
-        drawn = [np.random.default_rng((self.seed, int(index))).standard_normal(images.shape[1:], np.float32)
-                 for index in indices]
+        drawn = [
+            np.random.default_rng((self.seed, int(index))).standard_normal(images.shape[1:], np.float32)
+            for index in indices
+        ]
         return torch.from_numpy(np.stack(drawn)).to(images)
 
 
@@ -296,7 +367,7 @@ def object_pixels(metadata: SplitMetadata, indices: Sequence[int]) -> tuple[np.n
     inside = np.zeros((len(indices), RESOLUTION, RESOLUTION), dtype=bool)
     for pixels, index in zip(inside, indices, strict=True):
         for x0, y0, x1, y1 in metadata.scaled_boxes(index):
-            pixels[y0:y1 + 1, x0:x1 + 1] = True
+            pixels[y0 : y1 + 1, x0 : x1 + 1] = True
     return inside, np.zeros_like(inside)
 
 
@@ -323,6 +394,7 @@ def load_masks(metadata: SplitMetadata, indices: Sequence[int]) -> np.ndarray:
 
 # --------------------------------------------------------------------------- saved maps
 
+
 def read_evaluated_split(metadata_root: str, dataset_name: str, split: str, mask_root: str) -> SplitMetadata:
     """The metadata that metrics need, without images.
 
@@ -332,8 +404,10 @@ def read_evaluated_split(metadata_root: str, dataset_name: str, split: str, mask
     folder = Path(metadata_root) / dataset_name
     metadata = read_split(folder, split, Path(), Path(mask_root) / dataset_name)
     if metadata.boxes is None and metadata.masks is None:
-        raise InputError(f"{folder / split} has neither boxes nor masks, so nothing can be measured on this split: "
-                         "localization.txt is missing or empty")
+        raise InputError(
+            f"{folder / split} has neither boxes nor masks, so nothing can be measured on this split: "
+            "localization.txt is missing or empty"
+        )
     check_masks(metadata)
     return metadata
 
@@ -352,14 +426,22 @@ class SavedMaps(Dataset):
         metadata = self.metadata.subset(places)
         maps = {row: np.stack([load_scoremap(files[place]) for place in places]) for row, files in self.files.items()}
         evaluation = Evaluation(metadata, list(self.files), normalization=None, **self.settings)
-        evaluation.update(ScoreMaps(
-            np.arange(len(metadata)), metadata.labels, None, None, maps,
-            {row: of_row.min(axis=(1, 2)) == of_row.max(axis=(1, 2)) for row, of_row in maps.items()}))
+        evaluation.update(
+            ScoreMaps(
+                np.arange(len(metadata)),
+                metadata.labels,
+                None,
+                None,
+                maps,
+                {row: of_row.min(axis=(1, 2)) == of_row.max(axis=(1, 2)) for row, of_row in maps.items()},
+            )
+        )
         return evaluation
 
 
-def evaluate_saved(metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], *, workers: int = 4,
-                   **settings) -> Evaluation:
+def evaluate_saved(
+    metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], *, workers: int = 4, **settings
+) -> Evaluation:
     """Measure the saved maps of a split, in `workers` processes (0: in this one).
 
     files: each row's maps in the order of the images, as wsol.scoremap_files.find_rows finds them. settings: those of
@@ -383,10 +465,18 @@ def _leave_ctrl_c(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
-def evaluate_wsol(scoremap_root: str, metadata_root: str, mask_root: str, dataset_name: str, split: str,
-                  multi_contour_eval: bool = True, multi_iou_eval: bool = True,
-                  iou_threshold_list: Sequence[int] = (30, 50, 70), cam_curve_interval: float = 0.001,
-                  workers: int = 4) -> float:
+def evaluate_wsol(
+    scoremap_root: str,
+    metadata_root: str,
+    mask_root: str,
+    dataset_name: str,
+    split: str,
+    multi_contour_eval: bool = True,
+    multi_iou_eval: bool = True,
+    iou_threshold_list: Sequence[int] = (30, 50, 70),
+    cam_curve_interval: float = 0.001,
+    workers: int = 4,
+) -> float:
     """wsolevaluation's one number for a folder of saved maps, per cent, see Localization.performance.
 
     Raises InputError, a ValueError: see read_evaluated_split, find_rows, evaluate_saved; the folder holds several rows.
@@ -395,12 +485,14 @@ def evaluate_wsol(scoremap_root: str, metadata_root: str, mask_root: str, datase
     files = find_rows(Path(scoremap_root), metadata.image_ids)
     if len(files) > 1:
         raise InputError(f"{scoremap_root} holds the maps of {len(files)} rows; name the folder of one")
-    found = evaluate_saved(metadata, files, workers=workers, interval=cam_curve_interval,
-                           iou_thresholds=iou_threshold_list, center=False)
+    found = evaluate_saved(
+        metadata, files, workers=workers, interval=cam_curve_interval, iou_thresholds=iou_threshold_list, center=False
+    )
     return next(iter(found.rows.values())).performance(multi_contour_eval, multi_iou_eval)
 
 
 # --------------------------------------------------------------------------- the command
+
 
 def main(argv: list[str] | None = None) -> dict:
     """Measure saved maps, print the table, write --out; returns what that holds."""
@@ -408,18 +500,37 @@ def main(argv: list[str] | None = None) -> dict:
     start_log(keep=False)
     start = time.perf_counter()
     splits = find_saved(args)
-    evaluation, val = (evaluate_saved(
-        *split, workers=args.workers, interval=args.cam_curve_interval, iou_thresholds=args.iou_threshold_list,
-        loc_threshold=args.loc_threshold, gt_boxes=args.gt_boxes) if split else None for split in splits)
+    evaluation, val = (
+        evaluate_saved(
+            *split,
+            workers=args.workers,
+            interval=args.cam_curve_interval,
+            iou_thresholds=args.iou_threshold_list,
+            loc_threshold=args.loc_threshold,
+            gt_boxes=args.gt_boxes,
+        )
+        if split
+        else None
+        for split in splits
+    )
     found = evaluation.compute(val)
     for row, measured in zip(found["rows"], evaluation.rows.values(), strict=True):
         row["localization"] = measured.performance(args.multi_contour_eval, args.multi_iou_eval)
-    results = {"schema": reporting.SCHEMA, "dataset": args.dataset_name, "split": args.split,
-               "num_images": found["num_images"], "config": dict(args), "versions": reporting.versions(),
-               "rows": found["rows"], "center": found["center"],
-               "seconds": {"evaluation": round(time.perf_counter() - start, 2)}}
-    print(f"{args.dataset_name} {args.split}, {found['num_images']:,} images; thresholds in brackets\n\n"
-          f"{reporting.threshold_table(results)}\n")
+    results = {
+        "schema": reporting.SCHEMA,
+        "dataset": args.dataset_name,
+        "split": args.split,
+        "num_images": found["num_images"],
+        "config": dict(args),
+        "versions": reporting.versions(),
+        "rows": found["rows"],
+        "center": found["center"],
+        "seconds": {"evaluation": round(time.perf_counter() - start, 2)},
+    }
+    print(
+        f"{args.dataset_name} {args.split}, {found['num_images']:,} images; thresholds in brackets\n\n"
+        f"{reporting.threshold_table(results)}\n"
+    )
     for row in results["rows"]:
         print("localization:", row["localization"], *([reporting.row_name(row)] if len(results["rows"]) > 1 else []))
     if args.out:
@@ -438,12 +549,13 @@ def find_saved(args) -> list[tuple[SplitMetadata, dict[Row, list[Path]]] | None]
         splits.append((metadata, find_rows(Path(root), metadata.image_ids)))
     if splits[1] is not None:
         wanted, of_val = splits[0][1], splits[1][1]
-        if len(wanted) == len(of_val) == 1:     # two folders of maps need not have the same name
+        if len(wanted) == len(of_val) == 1:  # two folders of maps need not have the same name
             of_val = dict(zip(wanted, of_val.values(), strict=True))
         lacking = [row for row in wanted if row not in of_val]
         if lacking:
-            raise InputError(f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {lacking[0]}, which "
-                             "--scoremap_root has")
+            raise InputError(
+                f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {lacking[0]}, which --scoremap_root has"
+            )
         splits[1] = splits[1][0], {row: of_val[row] for row in wanted}
     return splits
 

@@ -46,17 +46,25 @@ from wsol.run_folder import log, start_log
 from wsol.scoremap_files import file_stems
 from wsol.training import select_device, to_device
 
-TOP = 5     # classes that are printed and drawn
-MOST_NAMED = 20     # bad pictures that are named
+TOP = 5  # classes that are printed and drawn
+MOST_NAMED = 20  # bad pictures that are named
 
 # What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, both heads'
 # output, indices.
 OnPrediction = Callable[[Classifier, Tensor, dict[Row, Tensor], Output, np.ndarray], None]
 
 
-def compute_scoremaps(extractor: CamExtractor, loader: DataLoader, device: torch.device, *, target: str = "gt",
-                      normalization: str = "minmax", quantile: float | None = None, title: str = "maps",
-                      on_prediction: OnPrediction | None = None) -> Iterator[ScoreMaps]:
+def compute_scoremaps(
+    extractor: CamExtractor,
+    loader: DataLoader,
+    device: torch.device,
+    *,
+    target: str = "gt",
+    normalization: str = "minmax",
+    quantile: float | None = None,
+    title: str = "maps",
+    on_prediction: OnPrediction | None = None,
+) -> Iterator[ScoreMaps]:
     """Score maps of every row (method x head) for every image, batch by batch, from one forward pass each.
 
     Args:
@@ -76,16 +84,23 @@ def compute_scoremaps(extractor: CamExtractor, loader: DataLoader, device: torch
             if on_prediction is not None:
                 of_prediction = raw if target == "pred" else explain_prediction(extract, images, labels.to(device), raw)
                 on_prediction(extract.model, images, of_prediction, output, indices.numpy())
-            finished = {row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION), normalization, quantile)
-                        for row, maps in raw.items()}
-            yield ScoreMaps(indices.numpy(), labels.numpy(), logits.float().cpu(),
-                            None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
-                            {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
-                            {row: bad.cpu().numpy() for row, (_, bad) in finished.items()})
+            finished = {
+                row: to_scoremaps(maps, row.method, (RESOLUTION, RESOLUTION), normalization, quantile)
+                for row, maps in raw.items()
+            }
+            yield ScoreMaps(
+                indices.numpy(),
+                labels.numpy(),
+                logits.float().cpu(),
+                None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
+                {row: maps.cpu().numpy() for row, (maps, _) in finished.items()},
+                {row: bad.cpu().numpy() for row, (_, bad) in finished.items()},
+            )
 
 
-def explain_prediction(extract: CamExtractor, images: Tensor, labels: Tensor,
-                       raw: dict[Row, Tensor]) -> dict[Row, Tensor]:
+def explain_prediction(
+    extract: CamExtractor, images: Tensor, labels: Tensor, raw: dict[Row, Tensor]
+) -> dict[Row, Tensor]:
     """Raw maps of the class that the softmax head predicts: `raw`, those of the labels, where it is right, and new ones
     elsewhere. `extract` has just made `raw`."""
     predicted = extract.output.logits.argmax(dim=1)
@@ -128,8 +143,10 @@ def write(path: Path, content: bytes) -> None:
 
 # --------------------------------------------------------------------------- the command: any picture, any network
 
+
 class Picture(NamedTuple):
     """path: the file; stem: what its results are called below --out."""
+
     path: Path
     stem: str
 
@@ -140,6 +157,7 @@ class Explanation(NamedTuple):
     subject: the class explained, in words; classes: (name, probability), likeliest first; maps: row → score map in
     [0, 1]; raw: row → raw map; silent: rows whose map is constant or not finite.
     """
+
     picture: Picture
     subject: str
     classes: list[tuple[str, float]]
@@ -167,8 +185,18 @@ def main(argv: list[str] | None = None) -> None:
     loader = DataLoader(dataset, config.batch_size, num_workers=workers_for(len(good), config))
     model = model.to(device, memory_format=torch.channels_last)
     with logging_redirect_tqdm([log]), ThreadPoolExecutor(max(config.workers, 1)) as pool:
-        for batch in explain(model, loader, good, config.methods, config.heads, device, class_id, names,
-                             perturb_batch=config.perturb_batch, alpha=config.alpha):
+        for batch in explain(
+            model,
+            loader,
+            good,
+            config.methods,
+            config.heads,
+            device,
+            class_id,
+            names,
+            perturb_batch=config.perturb_batch,
+            alpha=config.alpha,
+        ):
             for explanation in batch:
                 report(explanation)
             list(pool.map(lambda explanation: draw(explanation, config.heads, out, config.save_npy), batch))
@@ -185,8 +213,8 @@ def find_pictures(places: Sequence[str], out: Path) -> list[Picture]:
     Raises:
         InputError: a path does not exist, or a folder holds no picture.
     """
-    files: dict[str, Path] = {}     # absolute path → the path as it was named
-    ids: dict[str, str] = {}        # absolute path → the stem, its extension still on
+    files: dict[str, Path] = {}  # absolute path → the path as it was named
+    ids: dict[str, str] = {}  # absolute path → the stem, its extension still on
     for place in map(Path, places):
         if place.is_file():
             below = [place]
@@ -200,16 +228,21 @@ def find_pictures(places: Sequence[str], out: Path) -> list[Picture]:
     while alike := {image_id for image_id, times in Counter(ids.values()).items() if times > 1}:
         for path, image_id in ids.items():
             if image_id in alike:
-                ids[path] = "/".join(Path(path).parts[1:][-image_id.count("/") - 2:])
+                ids[path] = "/".join(Path(path).parts[1:][-image_id.count("/") - 2 :])
     return [Picture(path, stem) for path, stem in zip(files.values(), file_stems(list(ids.values())), strict=True)]
 
 
 def _pictures_below(folder: Path, out: Path) -> list[Path]:
     """Files with a picture's suffix at any depth, sorted; not the hidden ones, nor those in `out`."""
     own = Path(os.path.abspath(out))
-    found = [path for path in sorted(folder.rglob("*"))
-             if path.suffix.lower() in SUFFIXES and path.is_file() and own not in Path(os.path.abspath(path)).parents
-             and not any(part.startswith(".") for part in path.relative_to(folder).parts)]
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in SUFFIXES
+        and path.is_file()
+        and own not in Path(os.path.abspath(path)).parents
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
     if not found:
         raise InputError(f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))})")
     return found
@@ -236,14 +269,18 @@ def check_free(out: Path, pictures: Sequence[Picture], wanted: Sequence[Row], ra
     for picture in () if override else pictures:
         for path in paths_of(out, picture, wanted, raw):
             if path.exists():
-                raise InputError(f"{path} exists; replace what an earlier call wrote with --override_cache, or choose "
-                                 "another --out")
+                raise InputError(
+                    f"{path} exists; replace what an earlier call wrote with --override_cache, or choose another --out"
+                )
 
 
 def paths_of(out: Path, picture: Picture, wanted: Sequence[Row], raw: bool) -> list[Path]:
     """The files that are written for one picture: the grid, then each row's overlay, then the raw maps."""
-    return [out / folder / f"{picture.stem}{suffix}" for suffix, folders in
-            ((".jpg", ["grid", *map(str, wanted)]), (".npy", map(str, wanted if raw else ()))) for folder in folders]
+    return [
+        out / folder / f"{picture.stem}{suffix}"
+        for suffix, folders in ((".jpg", ["grid", *map(str, wanted)]), (".npy", map(str, wanted if raw else ())))
+        for folder in folders
+    ]
 
 
 def build_model(config, saved: checkpoint.Found | None) -> Classifier:
@@ -256,21 +293,36 @@ def build_model(config, saved: checkpoint.Found | None) -> Classifier:
     for key, default in (("architecture", DEFAULT_ARCHITECTURE), ("last_layer", "fc"), ("large_feature_map", False)):
         if config[key] is None:
             config[key] = facts.get(key, default)
-    config.classifier_form = settle_form(config.architecture, config.classifier_form, config.methods, saved,
-                                         otherwise="original" if saved is None else None)
-    model = build(config.architecture, pretrained=saved is None, pretrained_path=config.pretrained_path,
-                  classifier_form=config.classifier_form, last_layer=config.last_layer,
-                  large_feature_map=config.large_feature_map, image_size=config.crop_size)
+    config.classifier_form = settle_form(
+        config.architecture,
+        config.classifier_form,
+        config.methods,
+        saved,
+        otherwise="original" if saved is None else None,
+    )
+    model = build(
+        config.architecture,
+        pretrained=saved is None,
+        pretrained_path=config.pretrained_path,
+        classifier_form=config.classifier_form,
+        last_layer=config.last_layer,
+        large_feature_map=config.large_feature_map,
+        image_size=config.crop_size,
+    )
     if saved is not None:
         model = restore(model, saved, dual=checkpoint.holds_branch(model, saved.tensors))
     elif model.head_is_new:
-        raise InputError(f"there are no ImageNet weights for the head of {config.architecture} as asked for; give "
-                         "--ckpt, or --classifier_form original")
+        raise InputError(
+            f"there are no ImageNet weights for the head of {config.architecture} as asked for; give "
+            "--ckpt, or --classifier_form original"
+        )
     config.heads = config.heads or default_heads(model.sigmoid_head is not None)
     needs_branch = next((head for head in config.heads if head.startswith("sigmoid")), None)
     if needs_branch and model.sigmoid_head is None:
-        raise InputError(f"--heads {needs_branch} needs a sigmoid branch, and {config.ckpt or 'the ImageNet network'} "
-                         "has none; give the --ckpt of a b2 run")
+        raise InputError(
+            f"--heads {needs_branch} needs a sigmoid branch, and {config.ckpt or 'the ImageNet network'} "
+            "has none; give the --ckpt of a b2 run"
+        )
     config.methods = methods_for(model, config)
     return model
 
@@ -307,9 +359,17 @@ def workers_for(pictures: int, config) -> int:
     return min(config.workers, len(os.sched_getaffinity(0))) if pictures > config.batch_size else 0
 
 
-def explain(model: Classifier, loader: DataLoader, pictures: Sequence[Picture], methods: Sequence[str],
-            heads: Sequence[str], device: torch.device, class_id: int | None,
-            names: Sequence[str], **settings) -> Iterator[list[Explanation]]:
+def explain(
+    model: Classifier,
+    loader: DataLoader,
+    pictures: Sequence[Picture],
+    methods: Sequence[str],
+    heads: Sequence[str],
+    device: torch.device,
+    class_id: int | None,
+    names: Sequence[str],
+    **settings,
+) -> Iterator[list[Explanation]]:
     """Explanations, batch by batch, from one forward pass each.
 
     Args:
@@ -325,12 +385,17 @@ def explain(model: Classifier, loader: DataLoader, pictures: Sequence[Picture], 
             raw = {row: maps.cpu().numpy() for row, maps in raw.items()}
             maps = {row: found.cpu().numpy() for row, (found, _) in finished.items()}
             silent = {row: bad.cpu().numpy() for row, (_, bad) in finished.items()}
-            yield [Explanation(pictures[index], _subject(ranked[i], class_id, names),
-                               [(names[k], float(p)) for k, p in zip(ranked[i, :TOP], scores[i, :TOP], strict=True)],
-                               {row: found[i] for row, found in maps.items()},
-                               {row: found[i] for row, found in raw.items()},
-                               [row for row, bad in silent.items() if bad[i]])
-                   for i, index in enumerate(indices.tolist())]
+            yield [
+                Explanation(
+                    pictures[index],
+                    _subject(ranked[i], class_id, names),
+                    [(names[k], float(p)) for k, p in zip(ranked[i, :TOP], scores[i, :TOP], strict=True)],
+                    {row: found[i] for row, found in maps.items()},
+                    {row: found[i] for row, found in raw.items()},
+                    [row for row, bad in silent.items() if bad[i]],
+                )
+                for i, index in enumerate(indices.tolist())
+            ]
 
 
 def _subject(ranked: torch.Tensor, class_id: int | None, names: Sequence[str]) -> str:
@@ -356,11 +421,13 @@ def draw(explanation: Explanation, heads: Sequence[str], out: Path, raw: bool) -
     wanted = list(explanation.maps)
     grid, *others = paths_of(out, explanation.picture, wanted, raw)
     heading = f"Maps of {explanation.subject}: {explanation.picture.path.name}"
-    write(grid, jpeg(visualize.contact_sheet(image, heading, explanation.classes, explanation.maps, heads,
-                                             explanation.silent)))
-    for row, path in zip(wanted, others[:len(wanted)], strict=True):
+    write(
+        grid,
+        jpeg(visualize.contact_sheet(image, heading, explanation.classes, explanation.maps, heads, explanation.silent)),
+    )
+    for row, path in zip(wanted, others[: len(wanted)], strict=True):
         write(path, jpeg(visualize.overlay(image, explanation.maps[row])))
-    for row, path in zip(wanted, others[len(wanted):], strict=False):
+    for row, path in zip(wanted, others[len(wanted) :], strict=False):
         write(path, npy(explanation.raw[row]))
 
 

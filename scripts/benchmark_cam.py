@@ -37,7 +37,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ["TQDM_DISABLE"] = "1"        # grad-cam draws a bar for each image
+os.environ["TQDM_DISABLE"] = "1"  # grad-cam draws a bar for each image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torch  # noqa: E402 - the lines above make the project importable
@@ -56,12 +56,22 @@ LIBRARIES = {"ours": None, "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam
 
 # Our method → its class in grad-cam and in torchcam; None: not there.
 PEERS = {
-    "cam": (None, "CAM"), "gradcam": ("GradCAM", "GradCAM"), "gradcam++": ("GradCAMPlusPlus", "GradCAMpp"),
-    "xgradcam": ("XGradCAM", "XGradCAM"), "layercam": ("LayerCAM", "LayerCAM"), "hirescam": ("HiResCAM", None),
-    "gradcamelementwise": ("GradCAMElementWise", None), "eigencam": ("EigenCAM", None),
-    "eigengradcam": ("EigenGradCAM", None), "kpcacam": ("KPCA_CAM", None), "scorecam": ("ScoreCAM", "ScoreCAM"),
-    "ablationcam": ("AblationCAM", None), "fullgrad": ("FullGrad", None), "fem": ("FEM", None),
-    "shapleycam": ("ShapleyCAM", None), "finercam": ("FinerCAM", "FinerCAM"),
+    "cam": (None, "CAM"),
+    "gradcam": ("GradCAM", "GradCAM"),
+    "gradcam++": ("GradCAMPlusPlus", "GradCAMpp"),
+    "xgradcam": ("XGradCAM", "XGradCAM"),
+    "layercam": ("LayerCAM", "LayerCAM"),
+    "hirescam": ("HiResCAM", None),
+    "gradcamelementwise": ("GradCAMElementWise", None),
+    "eigencam": ("EigenCAM", None),
+    "eigengradcam": ("EigenGradCAM", None),
+    "kpcacam": ("KPCA_CAM", None),
+    "scorecam": ("ScoreCAM", "ScoreCAM"),
+    "ablationcam": ("AblationCAM", None),
+    "fullgrad": ("FullGrad", None),
+    "fem": ("FEM", None),
+    "shapleycam": ("ShapleyCAM", None),
+    "finercam": ("FinerCAM", "FinerCAM"),
 }
 # In a set of methods grad-cam's HiResCAM stands in for cam: behind pooling and a linear head both are one map.
 STAND_IN = {("grad-cam", "cam"): "HiResCAM"}
@@ -69,6 +79,7 @@ STAND_IN = {("grad-cam", "cam"): "HiResCAM"}
 
 class Task(NamedTuple):
     """One thing to measure: these methods for these heads, in one call where the library can."""
+
     library: str
     methods: tuple[str, ...]
     heads: tuple[str, ...] = ("softmax",)
@@ -76,6 +87,7 @@ class Task(NamedTuple):
 
 class Row(NamedTuple):
     """A line of the table: a title and what each library does for it."""
+
     title: str
     tasks: list[Task]
 
@@ -108,13 +120,17 @@ class Bench:
         def counting(images):
             self.passes += len(images)
             return compute(images)
+
         layer.forward = counting
 
     def _first_layer(self) -> str:
         """The first layer to see an image, be it in a pass that the library steers layer by layer."""
         seen = []
-        handles = [module.register_forward_hook(lambda _module, _inputs, _output, name=name: seen.append(name))
-                   for name, module in self.network.named_modules() if name and not list(module.children())]
+        handles = [
+            module.register_forward_hook(lambda _module, _inputs, _output, name=name: seen.append(name))
+            for name, module in self.network.named_modules()
+            if name and not list(module.children())
+        ]
         self.forward()
         for handle in handles:
             handle.remove()
@@ -143,10 +159,12 @@ class Bench:
     def _grad_cam(self, kind: str) -> None:
         library = importlib.import_module(LIBRARIES["grad-cam"])
         from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+
         targets = [ClassifierOutputTarget(k) for k in self.class_ids.tolist()]
-        cam = getattr(library, kind)(model=self.network, target_layers=[self.model.target_layer],
-                                     reshape_transform=self._to_maps)
-        try:    # not `with`: it would swallow an IndexError
+        cam = getattr(library, kind)(
+            model=self.network, target_layers=[self.model.target_layer], reshape_transform=self._to_maps
+        )
+        try:  # not `with`: it would swallow an IndexError
             # FinerCAM compares only where it chooses the class itself, the predicted one.
             cam(input_tensor=self.images, targets=None if kind == "FinerCAM" else targets)
         finally:
@@ -176,12 +194,13 @@ class Bench:
 
 # --------------------------------------------------------------------------- memory
 
+
 def cuda_growth(bench: Bench, work: Callable[[], object]) -> float:
     """MiB that `work` takes on the GPU beyond what is held before it, at its peak."""
     torch.cuda.reset_peak_memory_stats(bench.device)
     before = torch.cuda.memory_allocated(bench.device)
     work()
-    return (torch.cuda.max_memory_allocated(bench.device) - before) / 2 ** 20
+    return (torch.cuda.max_memory_allocated(bench.device) - before) / 2**20
 
 
 def cpu_growth(work: Callable[[], object]) -> float | None:
@@ -189,7 +208,7 @@ def cpu_growth(work: Callable[[], object]) -> float | None:
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")       # resets VmHWM
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     except (OSError, AttributeError):
         return None
     before = _status("VmRSS")
@@ -210,12 +229,13 @@ def growth_in_this_process(settings: tuple, threads: int | None, task: Task | No
     bench = Bench(*settings)
     bench.forward()
     if task is not None:
-        _is_installed(task.library)     # imports it: its code is not what a map costs
+        _is_installed(task.library)  # imports it: its code is not what a map costs
     return cpu_growth(bench.forward if task is None else lambda: bench.run(task))
 
 
-def growth_in_children(settings: tuple, threads: int | None,
-                       tasks: Sequence[Task | None]) -> dict[Task | None, float | None]:
+def growth_in_children(
+    settings: tuple, threads: int | None, tasks: Sequence[Task | None]
+) -> dict[Task | None, float | None]:
     """cpu_growth of each task in a process of its own, forked from one that has imported all and run nothing."""
     # The C library reads these when a process starts.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
@@ -231,14 +251,22 @@ def growth_in_children(settings: tuple, threads: int | None,
 
 # --------------------------------------------------------------------------- what is measured, and how
 
+
 def rows_to_measure(methods: Sequence[str], two_heads: bool) -> list[Row]:
     """Each method by itself, then those of the five together: for one head by all, for two by us."""
     single = TWO_HEADS if two_heads else TWO_HEADS[:1]
     found = []
     for method in methods:
         peers = dict(zip(("grad-cam", "torchcam"), PEERS.get(method, (None, None)), strict=True))
-        found.append(Row(method + (", two heads" if two_heads else ""), [
-            Task("ours", (method,), single), *(Task(library, (method,)) for library, kind in peers.items() if kind)]))
+        found.append(
+            Row(
+                method + (", two heads" if two_heads else ""),
+                [
+                    Task("ours", (method,), single),
+                    *(Task(library, (method,)) for library, kind in peers.items() if kind),
+                ],
+            )
+        )
     together = tuple(method for method in FIVE if method in methods)
     if len(together) > 1:
         title = f"{'five' if together == FIVE else len(together)} methods"
@@ -249,6 +277,7 @@ def rows_to_measure(methods: Sequence[str], two_heads: bool) -> list[Row]:
 
 class Measured(NamedTuple):
     """seconds; ratio: of them to a forward pass; passes: through the trunk; memory: MiB, None where unknown."""
+
     seconds: float
     ratio: float
     passes: float
@@ -269,7 +298,7 @@ def measure(bench: Bench, rows: Sequence[Row], repeats: int, once: float) -> tup
         bench.passes = 0
         try:
             warm[task] = bench.seconds(lambda task=task: bench.run(task)), plain, bench.passes / len(bench.images)
-        except Exception as error:      # a peer that cannot do this network is a result, too
+        except Exception as error:  # a peer that cannot do this network is a result, too
             if task.library == "ours":
                 raise
             found[task] = f"fails: {type(error).__name__}"
@@ -284,8 +313,9 @@ def measure(bench: Bench, rows: Sequence[Row], repeats: int, once: float) -> tup
         memory = {task: cuda_growth(bench, lambda task=task: bench.run(task)) for task in warm}
     for task, (first, plain, passes) in warm.items():
         pairs = times[task] or [(first, plain)]
-        found[task] = Measured(statistics.median(t for t, _ in pairs), statistics.median(t / p for t, p in pairs),
-                               passes, memory[task])
+        found[task] = Measured(
+            statistics.median(t for t, _ in pairs), statistics.median(t / p for t, p in pairs), passes, memory[task]
+        )
     forward = [p for pairs in times.values() for _, p in pairs] or [p for _, p, _ in warm.values()]
     return found, statistics.median(forward)
 
@@ -310,6 +340,7 @@ def _tell(text: str) -> None:
 
 # --------------------------------------------------------------------------- the command
 
+
 def table(rows: Sequence[Row], found: dict[Task, Measured | str], memory_of_forward: float | None) -> str:
     """A block for each row, a line for each library; the last column: the library's time over ours."""
     lines = []
@@ -323,10 +354,18 @@ def table(rows: Sequence[Row], found: dict[Task, Measured | str], memory_of_forw
                 continue
             memory = figures.memory
             times_memory = memory / memory_of_forward if memory is not None and memory_of_forward else None
-            lines.append([title, task.library, f"{figures.seconds:.3f}", f"{figures.ratio:.2f}", f"{figures.passes:g}",
-                          "-" if memory is None else f"{memory:.0f}",
-                          "-" if times_memory is None else f"{times_memory:.2f}",
-                          "" if task.library == "ours" else f"{figures.ratio / ours.ratio:.1f}"])
+            lines.append(
+                [
+                    title,
+                    task.library,
+                    f"{figures.seconds:.3f}",
+                    f"{figures.ratio:.2f}",
+                    f"{figures.passes:g}",
+                    "-" if memory is None else f"{memory:.0f}",
+                    "-" if times_memory is None else f"{times_memory:.2f}",
+                    "" if task.library == "ours" else f"{figures.ratio / ours.ratio:.1f}",
+                ]
+            )
         lines.append([])
     heads = ["method", "library", "seconds", "x forward", "passes", "MiB", "x forward", "x ours"]
     return tabulate(lines[:-1], heads, colalign=("left", "left", *["right"] * 6), disable_numparse=True)
@@ -343,8 +382,9 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--threads", type=positive, help="of the CPU; default: torch's own choice")
     add("--two_heads", action="store_true", help="single methods of ours explain softmax and clamped sigmoid head")
     add("--repeats", type=positive, default=5, help="default: %(default)s")
-    add("--once", type=rate, default=30.0, metavar="SECONDS",
-        help="slower tasks are not repeated; default: %(default)s")
+    add(
+        "--once", type=rate, default=30.0, metavar="SECONDS", help="slower tasks are not repeated; default: %(default)s"
+    )
     add("--no_memory", action="store_true", help="leave out CPU memory, which takes a process for each figure")
     return parser.parse_args(argv)
 
@@ -364,15 +404,18 @@ def main(argv: list[str] | None = None) -> None:
     if args.device == "cuda":
         memory_of_forward = cuda_growth(bench, bench.forward)
     elif not args.no_memory:
-        measured = [task for task, figures in found.items()
-                    if isinstance(figures, Measured) and figures.seconds <= args.once]
+        measured = [
+            task for task, figures in found.items() if isinstance(figures, Measured) and figures.seconds <= args.once
+        ]
         growth = growth_in_children(settings, args.threads, [None, *measured])
         memory_of_forward = growth[None]
         found |= {task: found[task]._replace(memory=growth[task]) for task in measured}
     _tell("")
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{args.architecture}, {args.batch_size} x {args.image_size} x {args.image_size}, {where}, torch "
-          f"{torch.__version__}; medians of {args.repeats}")
+    print(
+        f"{args.architecture}, {args.batch_size} x {args.image_size} x {args.image_size}, {where}, torch "
+        f"{torch.__version__}; medians of {args.repeats}"
+    )
     print(f"one forward pass: {forward:.3f} s" + (f", {memory_of_forward:.0f} MiB" if memory_of_forward else "") + "\n")
     print(table(rows, found, memory_of_forward))
 

@@ -35,7 +35,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: 500x375 JPEGs are drawn)")
+    parser.add_argument(
+        "--images", type=Path, metavar="DIR", help="folder of images (default: 500x375 JPEGs are drawn)"
+    )
     parser.add_argument("--count", type=int, default=256, help="images a round (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5, help="default: %(default)s")
     parser.add_argument("--workers", type=int, default=0, help="of our loader; the bare loop has one process")
@@ -56,7 +58,7 @@ def draw_images(folder: Path, count: int) -> None:
 
 def benchmark_images(args: argparse.Namespace, folder: Path) -> None:
     names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
-    names = names[:args.count]
+    names = names[: args.count]
     if not names:
         sys.exit(f"benchmark_data.py: error: no images in {folder}")
     metadata = SplitMetadata("train", names, np.zeros(len(names), dtype=np.int64), folder, folder)
@@ -76,14 +78,16 @@ def benchmark_images(args: argparse.Namespace, folder: Path) -> None:
         for name, work in (("bare", bare), ("ours", ours)):
             start = time.perf_counter()
             work()
-            if round:       # the first warms caches up
+            if round:  # the first warms caches up
                 rates[name].append(len(names) / (time.perf_counter() - start))
     median = {name: statistics.median(found) for name, found in rates.items()}
     ratio = statistics.median(o / b for o, b in zip(rates["ours"], rates["bare"], strict=True))
     print(f"{len(names)} images, {args.rounds} rounds, {os.cpu_count()} cores")
     print(f"bare PIL decode + resize, one process:   {median['bare']:8.1f} images/s")
-    print(f"our loader, workers {args.workers}, batches of {args.batch_size}: {median['ours']:8.1f} images/s "
-          f"(+ tensor, normalise, collate{', crop, flip' if args.augment != 'none' else ''})")
+    print(
+        f"our loader, workers {args.workers}, batches of {args.batch_size}: {median['ours']:8.1f} images/s "
+        f"(+ tensor, normalise, collate{', crop, flip' if args.augment != 'none' else ''})"
+    )
     print(f"ours / bare: {ratio:.2f}")
 
 
@@ -96,10 +100,18 @@ def benchmark_metadata(count: int, root: Path) -> None:
     """ILSVRC's train split in kind: 1,000 classes, ids train/<wnid>/<wnid>_<number>.JPEG; one box an image."""
     classes = min(1000, count)
     labels = [i * classes // count for i in range(count)]
-    pid = os.fork()     # what the writer holds is not to count as the reader's peak
+    pid = os.fork()  # what the writer holds is not to count as the reader's peak
     if not pid:
-        write_metadata(root, {"train": [Record(f"train/n{k:08}/n{k:08}_{i}.JPEG", k, (500, 375), [(10, 20, 400, 300)])
-                                        for i, k in enumerate(labels)]}, [f"n{k:08}" for k in range(classes)])
+        write_metadata(
+            root,
+            {
+                "train": [
+                    Record(f"train/n{k:08}/n{k:08}_{i}.JPEG", k, (500, 375), [(10, 20, 400, 300)])
+                    for i, k in enumerate(labels)
+                ]
+            },
+            [f"n{k:08}" for k in range(classes)],
+        )
         os._exit(0)
     os.waitpid(pid, 0)
     print(f"{count:,} images; memory before: {memory():,.0f} MB")

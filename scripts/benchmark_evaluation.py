@@ -74,8 +74,8 @@ def draw_images(count: int, side: int, cells: int, seed: int) -> Images:
         corners = np.sort(random.integers(0, side, (random.integers(1, 4), 2, 2)), axis=1)
         boxes.append(corners.reshape(-1, 4))
         x0, y0, x1, y1 = boxes[-1][0]
-        masks[i, max(y0 - 2, 0):y1 + 3, max(x0 - 2, 0):x1 + 3] = 255
-        masks[i, y0:y1 + 1, x0:x1 + 1] = 1
+        masks[i, max(y0 - 2, 0) : y1 + 3, max(x0 - 2, 0) : x1 + 3] = 255
+        masks[i, y0 : y1 + 1, x0 : x1 + 1] = 1
     return Images(maps, boxes, masks)
 
 
@@ -117,7 +117,7 @@ def timed(function: Callable, *arguments: Any, clock: Callable[[], float] = time
 def batches(images: Images, title: str) -> Iterator[Images]:
     starts = range(0, len(images.maps), BATCH)
     for start in progress(starts, title):
-        yield Images(*(field[start:start + BATCH] for field in images))
+        yield Images(*(field[start : start + BATCH] for field in images))
 
 
 def compare_boxes(images: Images, interval: float) -> tuple[list[float], list[float]]:
@@ -136,8 +136,11 @@ def compare_boxes(images: Images, interval: float) -> tuple[list[float], list[fl
     num_maps = len(images.maps)
     seconds, found = timed(metric.compute)
     best = (count * 100.0 / num_maps).max(axis=2)
-    if (found["maxboxacc"] != dict(zip(IOU_THRESHOLDS, best[0].tolist())) or found["maxboxacc_v1"] != best[1, 1]
-            or not np.array_equal(metric.state()["multi"][:, :-1], count[0])):
+    if (
+        found["maxboxacc"] != dict(zip(IOU_THRESHOLDS, best[0].tolist()))
+        or found["maxboxacc_v1"] != best[1, 1]
+        or not np.array_equal(metric.state()["multi"][:, :-1], count[0])
+    ):
         sys.exit("benchmark_evaluation.py: error: the metric and the plain loop differ")
     return plain, [spent + seconds / num_maps for spent in ours]
 
@@ -179,18 +182,32 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     images = draw_images(args.maps, args.side, args.cells, args.seed)
     rows = []
-    for title, compare in (("boxes: OpenCV, threshold by threshold", compare_boxes),
-                           ("masks: np.histogram", compare_pixels)):
+    for title, compare in (
+        ("boxes: OpenCV, threshold by threshold", compare_boxes),
+        ("masks: np.histogram", compare_pixels),
+    ):
         plain, ours = (statistics.median(seconds) for seconds in compare(images, args.interval))
         rows.append((title, 1e3 * plain, 1e3 * ours, plain / ours, args.side**2 / ours / 1e6))
-    print(f"{args.maps} maps of {args.side} x {args.side} from {args.cells} x {args.cells}, "
-          f"{len(thresholds(args.interval))} thresholds, seed {args.seed}; CPU time, one thread; equal numbers")
-    print(tabulate(rows, ("plain implementation", "plain, ms/map", "ours, ms/map", "plain / ours", "ours, Mpixel/s"),
-                   floatfmt=("", ".2f", ".3f", ".1f", ".1f")))
+    print(
+        f"{args.maps} maps of {args.side} x {args.side} from {args.cells} x {args.cells}, "
+        f"{len(thresholds(args.interval))} thresholds, seed {args.seed}; CPU time, one thread; equal numbers"
+    )
+    print(
+        tabulate(
+            rows,
+            ("plain implementation", "plain, ms/map", "ours, ms/map", "plain / ours", "ours, Mpixel/s"),
+            floatfmt=("", ".2f", ".3f", ".1f", ".1f"),
+        )
+    )
     print()
     by_threads = scaling(images, args.interval)
-    print(tabulate([(threads, 1e3 * seconds, by_threads[0][1] / seconds) for threads, seconds in by_threads],
-                   ("threads", "boxes, ms/map", "speed-up"), floatfmt=("", ".3f", ".2f")))
+    print(
+        tabulate(
+            [(threads, 1e3 * seconds, by_threads[0][1] / seconds) for threads, seconds in by_threads],
+            ("threads", "boxes, ms/map", "speed-up"),
+            floatfmt=("", ".3f", ".2f"),
+        )
+    )
     return 0
 
 

@@ -27,13 +27,15 @@ def report(arguments: argparse.Namespace) -> str:
     if any(len(group.folders) > 1 for group in groups):
         legend.append("±: standard deviation over the runs of a group")
     if arguments.bootstrap:
-        legend.append(f"[low, high]: 95 % bootstrap interval of the difference over the same images "
-                      f"({arguments.bootstrap:,} resamples, trained networks held fixed); *: without 0")
+        legend.append(
+            f"[low, high]: 95 % bootstrap interval of the difference over the same images "
+            f"({arguments.bootstrap:,} resamples, trained networks held fixed); *: without 0"
+        )
     return "\n".join([*lines, images, "", table(groups, arguments.rows, arguments.metrics), "", *legend])
 
 
 def names(text: str) -> list[str]:
-    """"a, b" → ["a", "b"]."""
+    """ "a, b" → ["a", "b"]."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -46,13 +48,23 @@ def resamples(text: str) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("runs", nargs="+", metavar="RUN[,RUN...]",
-                        help="run folders; a group of seeds joined by commas, or a quoted pattern")
-    parser.add_argument("--rows", type=names, default=[], metavar="A,B,...", help="only these rows, such as "
-                        "cam_sigmoid_clamped, or classification")
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN[,RUN...]",
+        help="run folders; a group of seeds joined by commas, or a quoted pattern",
+    )
+    parser.add_argument(
+        "--rows",
+        type=names,
+        default=[],
+        metavar="A,B,...",
+        help="only these rows, such as cam_sigmoid_clamped, or classification",
+    )
     parser.add_argument("--metrics", type=names, default=[], metavar="A,B,...", help="only these, such as maxboxacc_v2")
-    parser.add_argument("--bootstrap", type=resamples, default=1000, metavar="N",
-                        help="resamples (default 1000), 0: none")
+    parser.add_argument(
+        "--bootstrap", type=resamples, default=1000, metavar="N", help="resamples (default 1000), 0: none"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
     try:
         print(report(parser.parse_args(argv)))

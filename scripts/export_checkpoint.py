@@ -27,10 +27,19 @@ def export(source: Path, target: Path, module: bool = False) -> int:
     if Path(target).exists():
         raise InputError(f"{target} exists; remove it or choose another name")
     names = (name.removeprefix("module.") for name in content["state_dict"])
-    tensors = {("module." if module else "") + name: tensor
-               for name, tensor in zip(names, content["state_dict"].values(), strict=True)}
-    checkpoint.save(target, {"architecture": content.get("architecture", ""), "epoch": content.get("epoch", 0),
-                             "state_dict": tensors, "optimizer": content.get("optimizer")})
+    tensors = {
+        ("module." if module else "") + name: tensor
+        for name, tensor in zip(names, content["state_dict"].values(), strict=True)
+    }
+    checkpoint.save(
+        target,
+        {
+            "architecture": content.get("architecture", ""),
+            "epoch": content.get("epoch", 0),
+            "state_dict": tensors,
+            "optimizer": content.get("optimizer"),
+        },
+    )
     return len(tensors)
 
 

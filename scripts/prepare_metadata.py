@@ -39,8 +39,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         if of:
             made.add_argument("--name", default=of, help="the data set's name (default: %(default)s)")
             more = "; {split} in it stands for train and test" if of == "CARS" else ""
-            made.add_argument("--sizes", type=Path, metavar="FILE",
-                              help=f"path,width,height lines, in place of reading images{more}")
+            made.add_argument(
+                "--sizes", type=Path, metavar="FILE", help=f"path,width,height lines, in place of reading images{more}"
+            )
             below = {"CUB": "the class folders", "CARS": "cars_train and cars_test", "ILSVRC": "val"}[of]
             made.add_argument("--images", type=Path, metavar="DIR", help=f"the folder that holds {below}")
         return made.add_argument
@@ -51,12 +52,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
 
     command("cub", "from CUB-200-2011's text files: train and test; val (CUBv2) can only be copied", of="CUB")(
-        "source", type=Path, metavar="CUB_200_2011")
+        "source", type=Path, metavar="CUB_200_2011"
+    )
     command("cars", "from Stanford Cars' devkit: train and test; needs SciPy", of="CARS")(
-        "source", type=Path, metavar="DEVKIT")
+        "source", type=Path, metavar="DEVKIT"
+    )
 
-    add = command("ilsvrc", "from ILSVRC 2012's annotations: test (ImageNet's val) and train; val can only be copied",
-                  of="ILSVRC")
+    add = command(
+        "ilsvrc", "from ILSVRC 2012's annotations: test (ImageNet's val) and train; val can only be copied", of="ILSVRC"
+    )
     add("--annotations", type=Path, metavar="DIR", help="ILSVRC2012_val_*.xml: gives the test split")
     add("--synsets", type=Path, metavar="FILE", help="LOC_synset_mapping.txt, or lines that begin with a WordNet id")
     add("--train", type=Path, metavar="DIR_OR_FILE", help="the class folders, or train_cls.txt: gives the train split")
@@ -69,8 +73,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--coco", type=Path, metavar="FILE", help="boxes from COCO json")
     add("--voc", type=Path, metavar="DIR", help="boxes from Pascal VOC XML")
     add("--masks", type=Path, metavar="DIR", help="masks below SOURCE: x.png or x_1.png ..., x_ignore.png for x.jpg")
-    add("--split", type=float, nargs=3, default=(0.7, 0.1, 0.2), metavar=("TRAIN", "VAL", "TEST"),
-        help="shares of each class (default: 0.7 0.1 0.2)")
+    add(
+        "--split",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.1, 0.2),
+        metavar=("TRAIN", "VAL", "TEST"),
+        help="shares of each class (default: 0.7 0.1 0.2)",
+    )
     add("--seed", type=int, default=0)
     add("--data_root", type=Path, default=Path("dataset"), help="DATA_ROOT/NAME becomes a link to SOURCE")
 
@@ -94,15 +104,26 @@ def run(args: argparse.Namespace) -> int:
     elif args.command == "cars":
         made = official.cars(args.source, images=args.images, sizes_file=args.sizes)
     elif args.command == "ilsvrc":
-        made = official.ilsvrc(args.annotations, synsets=args.synsets, train=args.train, images=args.images,
-                               sizes_file=args.sizes, ground_truth=args.ground_truth, meta=args.meta)
+        made = official.ilsvrc(
+            args.annotations,
+            synsets=args.synsets,
+            train=args.train,
+            images=args.images,
+            sizes_file=args.sizes,
+            ground_truth=args.ground_truth,
+            meta=args.meta,
+        )
     else:
-        made = own_folder(args.source, coco=args.coco, voc=args.voc, masks=args.masks, shares=args.split, seed=args.seed)
+        made = own_folder(
+            args.source, coco=args.coco, voc=args.voc, masks=args.masks, shares=args.split, seed=args.seed
+        )
     folder = args.metadata_root / args.name
     added = official.publish(folder, made, force=args.force)
     counts = ", ".join(f"{len(records):,} {split}" for split, records in made.records.items())
-    print(f"{args.name}: {counts} images of {len(made.class_names):,} classes; "
-          + (f"{', '.join(added)} written to {folder}" if added else f"nothing was changed, {folder} holds the same"))
+    print(
+        f"{args.name}: {counts} images of {len(made.class_names):,} classes; "
+        + (f"{', '.join(added)} written to {folder}" if added else f"nothing was changed, {folder} holds the same")
+    )
     if args.command == "folder":
         link(args.data_root / args.name, args.source)
     return 0
@@ -122,8 +143,14 @@ def report(args: argparse.Namespace) -> int:
     """Print what is there and what is wrong; exit code 1 if anything is."""
     facts = dataset_facts(args.name)
     images = {split: args.data_root / args.name / facts.image_folder(split) for split in SPLITS}
-    found = check(args.metadata_root / args.name, images, (args.mask_root or args.data_root) / args.name,
-                  num_classes=facts.num_classes, look_for_files=not args.metadata_only, per_class=args.per_class)
+    found = check(
+        args.metadata_root / args.name,
+        images,
+        (args.mask_root or args.data_root) / args.name,
+        num_classes=facts.num_classes,
+        look_for_files=not args.metadata_only,
+        per_class=args.per_class,
+    )
     print("\n".join(found.facts))
     for problem in found.problems:
         print(f"wrong: {problem}")

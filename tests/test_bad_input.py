@@ -22,8 +22,10 @@ def vanilla_tensors(num_classes: int = 3) -> dict:
 
 def write(name, content):
     """A case's preparation: a file `name` beside the data."""
+
     def prepare(root):
         torch.save(content() if callable(content) else content, root / name)
+
     return prepare
 
 
@@ -57,28 +59,53 @@ CASES = {
     "unknown data set": (nothing, ["--dataset_name", "Shape"], "no metadata for the data set 'Shape'"),
     "missing data root": (nothing, ["--data_root", "nowhere"], "check --data_root"),
     "missing metadata root": (nothing, ["--metadata_root", "nowhere"], "no metadata"),
-    "another architecture": (write("x.pth", {"architecture": "vgg16", "state_dict": {"a": torch.ones(1)}}),
-                             ["--ft_ckpt", "x.pth"], "is a checkpoint of vgg16, not of tiny"),
-    "another network's tensors": (write("x.pth", {"state_dict": {"a": torch.ones(1)}}), ["--ft_ckpt", "x.pth"],
-                                  "does not fit this network"),
-    "another class count": (write("x.pth", lambda: {"state_dict": vanilla_tensors(7)}), ["--ft_ckpt", "x.pth"],
-                            "another number of classes"),
+    "another architecture": (
+        write("x.pth", {"architecture": "vgg16", "state_dict": {"a": torch.ones(1)}}),
+        ["--ft_ckpt", "x.pth"],
+        "is a checkpoint of vgg16, not of tiny",
+    ),
+    "another network's tensors": (
+        write("x.pth", {"state_dict": {"a": torch.ones(1)}}),
+        ["--ft_ckpt", "x.pth"],
+        "does not fit this network",
+    ),
+    "another class count": (
+        write("x.pth", lambda: {"state_dict": vanilla_tensors(7)}),
+        ["--ft_ckpt", "x.pth"],
+        "another number of classes",
+    ),
     "no checkpoint": (nothing, ["--ft_ckpt", "x.pth"], "x.pth does not exist"),
     "a folder for a checkpoint": (nothing, ["--ft_ckpt", "dataset"], "is a folder"),
     "text for a checkpoint": (text, ["--ft_ckpt", "x.pth"], "is not a checkpoint"),
     "a truncated checkpoint": (truncated, ["--ft_ckpt", "x.pth"], "is cut off"),
     "a checkpoint that holds code": (write("x.pth", {"state_dict": Evil()}), ["--ft_ckpt", "x.pth"], "not loaded"),
-    "a checkpoint of NaN": (write("x.pth", lambda: {"state_dict": {k: v * float("nan") if v.is_floating_point() else v
-                                                                   for k, v in vanilla_tensors().items()}}),
-                            ["--ft_ckpt", "x.pth"], "holds NaN"),
+    "a checkpoint of NaN": (
+        write(
+            "x.pth",
+            lambda: {
+                "state_dict": {
+                    k: v * float("nan") if v.is_floating_point() else v for k, v in vanilla_tensors().items()
+                }
+            },
+        ),
+        ["--ft_ckpt", "x.pth"],
+        "holds NaN",
+    ),
     "an existing run": (finished_run, [], "exists; go on with --resume"),
     "somebody else's folder": (thesis, ["--override_cache"], "removes only folders that this program made"),
     "a missing run": (nothing, ["--eval_only"], "there is no run"),
-    "a missing checkpoint of a run": (finished_run, ["--eval_only", "--eval_checkpoint_type", "highest"],
-                                      "present there: best, last, vanilla_last"),
+    "a missing checkpoint of a run": (
+        finished_run,
+        ["--eval_only", "--eval_checkpoint_type", "highest"],
+        "present there: best, last, vanilla_last",
+    ),
     "contradicting flags": (nothing, ["--model_structure", "vanilla", "--heads", "sigmoid"], "needs a sigmoid branch"),
     "flags that leave nothing to train": (nothing, ["--unfreeze_layer", "none"], "leaves nothing to train"),
-    "a crop larger than the image": (nothing, ["--augment", "crop_flip", "--crop_size", "64"], "smaller than --crop_size"),
+    "a crop larger than the image": (
+        nothing,
+        ["--augment", "crop_flip", "--crop_size", "64"],
+        "smaller than --crop_size",
+    ),
     "a size beyond reason": (nothing, ["--crop_size", "1000000"], "at most 4096"),
     "a file for a root": (text, ["--root", "x.pth"], "is a file, not a folder"),
     "a missing settings file": (nothing, ["--config", "x.yaml"], "no such file"),
@@ -90,7 +117,7 @@ def run(monkeypatch, capsys, argv) -> tuple[int, str]:
     monkeypatch.setattr(sys, "argv", ["main.py", *argv])
     try:
         code = program.run_from_shell()
-    except SystemExit as leaving:       # argparse leaves by itself
+    except SystemExit as leaving:  # argparse leaves by itself
         code = leaving.code
     return code, capsys.readouterr().err
 
@@ -118,9 +145,11 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(shapes, monkeypat
     def full(_content, path):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(torch, "save", full)
-    code, printed = run(monkeypatch, capsys, ["--root", str(shapes / "runs"), "--experiment_name", "run", "--resume",
-                                              "--epochs", "2"])
+    code, printed = run(
+        monkeypatch, capsys, ["--root", str(shapes / "runs"), "--experiment_name", "run", "--resume", "--epochs", "2"]
+    )
     assert code == 2 and "No space left on device" in printed and len(printed.splitlines()) == 1
     assert (shapes / "runs/run/last_checkpoint.pth.tar").read_bytes() == before
     assert not list((shapes / "runs/run").glob(".*.tmp"))

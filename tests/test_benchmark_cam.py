@@ -60,8 +60,8 @@ def test_peers_are_called_as_their_libraries_call_them():
 
 
 def test_memory_is_the_peak_above_what_was_held():
-    held = torch.ones(2 ** 22)
-    grown = benchmark.cpu_growth(lambda: torch.ones(2 ** 24).sum())      # 64 MiB of float32, given back at once
+    held = torch.ones(2**22)
+    grown = benchmark.cpu_growth(lambda: torch.ones(2**24).sum())  # 64 MiB of float32, given back at once
     assert grown is None or 60 < grown < 80
     assert benchmark.cpu_growth(lambda: held.sum()) in (None, pytest.approx(0, abs=5))
 

@@ -7,8 +7,9 @@ from conftest import ROOT
 
 
 def run(tmp_path, *argv):
-    done = subprocess.run([sys.executable, str(ROOT / "scripts/benchmark_data.py"), *argv], cwd=tmp_path,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/benchmark_data.py"), *argv], cwd=tmp_path, capture_output=True, text=True
+    )
     return done.returncode, done.stdout, done.stderr
 
 

@@ -10,8 +10,13 @@ SCRIPT = [sys.executable, str(ROOT / "scripts/benchmark_evaluation.py")]
 
 
 def test_benchmark(tmp_path):
-    done = subprocess.run([*SCRIPT, "--maps", "3", "--side", "32", "--interval", "0.01"], cwd=tmp_path,
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*SCRIPT, "--maps", "3", "--side", "32", "--interval", "0.01"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "3 maps of 32 x 32 from 14 x 14, 101 thresholds" in done.stdout
     for title in ("boxes: OpenCV", "masks: np.histogram", r"threads"):

@@ -13,19 +13,21 @@ COARSE = {"interval": 0.01, "iou_thresholds": (30, 70), "loc_threshold": 0.255, 
 
 def flat(metrics: dict) -> dict:
     return {key: value for key, value in metrics.items() if key not in ("maxboxacc", "tau")} | {
-        f"maxboxacc_{delta}": value for delta, value in metrics["maxboxacc"].items()}
+        f"maxboxacc_{delta}": value for delta, value in metrics["maxboxacc"].items()
+    }
 
 
 def recorded(images, **settings) -> BoxAccuracy:
     metric = BoxAccuracy(record=True, **settings)
     maps, boxes, top1, top5 = images
-    for start in range(0, len(maps), 4):        # batches, the last one smaller
+    for start in range(0, len(maps), 4):  # batches, the last one smaller
         batch = slice(start, start + 4)
         metric.update(maps[batch], boxes[batch], top1[batch], top5[batch])
     return metric
 
 
 # ------------------------------------------------------------------- records
+
 
 def test_recording_changes_no_count_and_tells_which_images_are_right():
     maps, boxes, top1, top5 = random_images(9)
@@ -34,9 +36,9 @@ def test_recording_changes_no_count_and_tells_which_images_are_right():
     assert metric.compute() == plain.compute() and plain.records is None
     outcomes = metric.records.outcomes()
     assert outcomes.num_columns < len(outcomes.taus) == 102
-    for i in range(9):      # image by image the metric alone says the same
+    for i in range(9):  # image by image the metric alone says the same
         alone = BoxAccuracy(**COARSE)
-        alone.update(maps[i:i + 1], boxes[i:i + 1])
+        alone.update(maps[i : i + 1], boxes[i : i + 1])
         for delta in (30, 70):
             expected = alone.curve()["maxboxacc"][delta] == 100
             assert [outcomes.right(tau, delta)[i] for tau in alone.taus] == expected.tolist()
@@ -70,7 +72,7 @@ def test_the_state_is_counts_alone():
 def test_an_image_takes_half_a_kilobyte():
     metric = recorded(four_images(), resolution=8)
     packed = sum(part.nbytes for parts in metric.records._parts.values() for part in parts)
-    assert packed / 4 < 512     # 1,002 thresholds, three deltas and the single-contour mode
+    assert packed / 4 < 512  # 1,002 thresholds, three deltas and the single-contour mode
 
 
 def test_pixel_histograms_beyond_the_limit_are_not_kept():
@@ -83,6 +85,7 @@ def test_pixel_histograms_beyond_the_limit_are_not_kept():
 
 
 # ------------------------------------------------------------------- replicates
+
 
 def test_weights_of_one_give_the_metrics_to_the_last_digit():
     images = random_images(11, seed=3)
@@ -117,11 +120,11 @@ def test_the_maximum_is_taken_inside_each_resample():
     """Two images, right at other thresholds: 50 % at any tau, but a resample of one image twice is all right."""
     maps, boxes, *_ = four_images()
     metric = BoxAccuracy(resolution=8, record=True)
-    metric.update(maps[1:3], boxes[1:3])        # right above 127/255 only, below only
+    metric.update(maps[1:3], boxes[1:3])  # right above 127/255 only, below only
     weights = np.array([[1, 1], [2, 0], [0, 2]], np.uint8)
     found = box_replicates(metric.records.outcomes(), weights)
     assert found["gt_loc_best"].tolist() == [50, 100, 100]
-    assert found["gt_loc"].tolist() == [50, 0, 100]         # at tau 0.2
+    assert found["gt_loc"].tolist() == [50, 0, 100]  # at tau 0.2
     assert found["maxboxacc"][30].tolist() == [100, 100, 100] and found["maxboxacc"][70].tolist() == [0, 0, 0]
     assert found["maxboxacc_v2"] == pytest.approx([50, 200 / 3, 200 / 3])
 
@@ -133,7 +136,13 @@ def test_the_fixed_threshold_is_not_eligible_as_best():
     records.add(right[:, None], right, np.array([0.6, 0.7]))
     found = box_replicates(records.outcomes(), np.ones((1, 2), np.uint8), top1=np.array([True, False]))
     assert {key: value[0] for key, value in found.items() if key != "maxboxacc"} == {
-        "maxboxacc_v2": 50, "maxboxacc_v1": 50, "gt_loc": 100, "gt_loc_best": 50, "top1_loc": 50, "top1_loc_best": 50}
+        "maxboxacc_v2": 50,
+        "maxboxacc_v1": 50,
+        "gt_loc": 100,
+        "gt_loc_best": 50,
+        "top1_loc": 50,
+        "top1_loc_best": 50,
+    }
 
 
 def test_pixel_replicates_are_the_metric_of_resampled_images():
@@ -159,7 +168,7 @@ def test_a_resample_without_foreground_has_no_precision():
     histograms = np.zeros((2, 2, 4), np.uint16)
     histograms[0, 0, 1] = histograms[0, 1, 0] = histograms[1, 1, 2] = 3
     found = pixel_replicates(histograms, np.array([[2, 0], [0, 2], [1, 1]], np.uint8))
-    assert found[[0, 2]].tolist() == [100, 50] and np.isnan(found[1])     # 3 of 3 pixels; 3 of 6
+    assert found[[0, 2]].tolist() == [100, 50] and np.isnan(found[1])  # 3 of 3 pixels; 3 of 6
     assert interval(found) == [51.25, 98.75]
 
 
@@ -168,7 +177,7 @@ def test_draw_is_seeded_and_draws_as_many_images_as_there_are():
     assert weights.dtype == np.uint8 and (weights.sum(axis=1) == 50).all()
     np.testing.assert_array_equal(weights, draw(50, 20, seed=3))
     assert (weights != draw(50, 20, seed=4)).any()
-    np.testing.assert_array_equal(weights[:5], draw(50, 5, seed=3))     # fewer resamples: the first of the same
+    np.testing.assert_array_equal(weights[:5], draw(50, 5, seed=3))  # fewer resamples: the first of the same
     with pytest.raises(ValueError, match="at least one image"):
         draw(0, 10, seed=0)
 

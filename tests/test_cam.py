@@ -29,6 +29,7 @@ def trained_dual(num_classes: int = 5) -> Classifier:
 
 # ------------------------------------------------------------------- formulas, by hand
 
+
 class Squares(nn.Module):
     """score = sum_ij A_1^2 + 2 sum_ij A_2: gradients 2 A_1 and 2, written down below."""
 
@@ -43,15 +44,15 @@ class Squares(nn.Module):
         return self.fc(torch.stack([a[:, 0].square().sum(dim=(1, 2)), 2 * a[:, 1].sum(dim=(1, 2))], dim=1))
 
 
-ACTIVATIONS = torch.tensor([[[1., -2.], [3., 0.]], [[1., 1.], [0., 2.]]])
-G1 = 2 * ACTIVATIONS[0]             # [[2, -4], [6, 0]]
+ACTIVATIONS = torch.tensor([[[1.0, -2.0], [3.0, 0.0]], [[1.0, 1.0], [0.0, 2.0]]])
+G1 = 2 * ACTIVATIONS[0]  # [[2, -4], [6, 0]]
 BY_HAND = {
     # mean gradients: (2 - 4 + 6 + 0) / 4 = 1 and 2
     "gradcam": 1 * ACTIVATIONS[0] + 2 * ACTIVATIONS[1],
     # sum g A / sum A: (2 + 8 + 18 + 0) / 2 = 14 and 8 / 4 = 2
     "xgradcam": 14 * ACTIVATIONS[0] + 2 * ACTIVATIONS[1],
     # relu(g) A: only the positive gradients 2 and 6 of the first channel
-    "layercam": torch.tensor([[2., 0.], [18., 0.]]) + 2 * ACTIVATIONS[1],
+    "layercam": torch.tensor([[2.0, 0.0], [18.0, 0.0]]) + 2 * ACTIVATIONS[1],
     # alpha = g^2 / (2 g^2 + sum A g^3): channel 1, sum A = 2: g = 2: 4/(8+16) = 1/6; g = 6: 36/(72+432) = 1/14;
     # weight 2/6 + 6/14 = 16/21. Channel 2, sum A = 4, g = 2 everywhere: 4/(8+32) = 0.1, weight 4 * 0.1 * 2 = 0.8
     "gradcam++": 16 / 21 * ACTIVATIONS[0] + 0.8 * ACTIVATIONS[1],
@@ -106,6 +107,7 @@ def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling(
 
 # ------------------------------------------------------------------- the extractor
 
+
 def test_one_forward_pass_serves_all_rows():
     dual = trained_dual()
     passes = []
@@ -116,19 +118,24 @@ def test_one_forward_pass_serves_all_rows():
     assert len(passes) == 1 and len(once) >= 12
 
 
-@pytest.mark.parametrize("method, passes_expected", [
-    ("scorecam", 1 + 1 + 4),        # the image, nothing, 2 x 16 masks by 8
-    ("ablationcam", 1 + 1),         # the image, and once more to note what precedes the layer
-    ("fullgrad", 1 + 1)])
+@pytest.mark.parametrize(
+    "method, passes_expected",
+    [
+        ("scorecam", 1 + 1 + 4),  # the image, nothing, 2 x 16 masks by 8
+        ("ablationcam", 1 + 1),  # the image, and once more to note what precedes the layer
+        ("fullgrad", 1 + 1),
+    ],
+)
 def test_both_heads_share_the_passes_of_a_method(method, passes_expected):
     dual = trained_dual()
-    nn.init.constant_(dual.network.features[5].bias, 3.0)       # no unit is dead
+    nn.init.constant_(dual.network.features[5].bias, 3.0)  # no unit is dead
     passes = []
 
     class Counting(nn.Conv2d):
         def forward(self, images):
             passes.append(1)
             return super().forward(images)
+
     dual.network.features[0] = Counting(3, 8, 5, stride=4, padding=2).double()
     with CamExtractor(dual, [method], heads=HEADS, perturb_batch=8) as extract:
         extract(torch.randn(2, 3, 48, 48).double())
@@ -152,7 +159,7 @@ def test_hooks_and_modes_come_back_even_after_an_exception():
     with pytest.raises(RuntimeError):
         with CamExtractor(model, ["gradcam"], target_layer=model.features[6]) as extract:
             assert not any(m.training for m in model.modules())
-            extract(torch.randn(2, 4, 48, 48))      # four channels
+            extract(torch.randn(2, 4, 48, 48))  # four channels
     assert [m.training for m in model.modules()] == modes
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
     assert torch.is_grad_enabled()
@@ -202,8 +209,12 @@ def test_errors():
 
 def test_rows_that_exist():
     assert rows(["cam", "layercam"], ["softmax", "softmax_clamped", "sigmoid_clamped"]) == [
-        ("cam", "softmax"), ("cam", "softmax_clamped"), ("cam", "sigmoid_clamped"),
-        ("layercam", "softmax"), ("layercam", "sigmoid")]
+        ("cam", "softmax"),
+        ("cam", "softmax_clamped"),
+        ("cam", "sigmoid_clamped"),
+        ("layercam", "softmax"),
+        ("layercam", "sigmoid"),
+    ]
     row = Row("gradcam++", "sigmoid_clamped")
     assert (str(row), row.branch, row.clamped) == ("gradcam++_sigmoid_clamped", "sigmoid", True)
     with pytest.raises(InputError, match="unknown head 'sigmod'; did you mean 'sigmoid'"):
@@ -212,7 +223,10 @@ def test_rows_that_exist():
 
 def test_a_method_that_sees_no_head_has_one_row():
     assert rows(["eigencam", "cam"], ["softmax", "sigmoid_clamped"]) == [
-        ("eigencam", "none"), ("cam", "softmax"), ("cam", "sigmoid_clamped")]
+        ("eigencam", "none"),
+        ("cam", "softmax"),
+        ("cam", "sigmoid_clamped"),
+    ]
     row = Row("fem", "none")
     assert (str(row), row.branch, row.clamped, row.label) == ("fem_none", "none", False, "no head")
     with CamExtractor(trained_dual(), ["fem"], heads=["sigmoid"]) as extract:
@@ -221,7 +235,9 @@ def test_a_method_that_sees_no_head_has_one_row():
 
 def test_a_formula_takes_gradients_only_when_it_asks_for_them():
     leaf = torch.randn(1, 4, 3, 3, requires_grad=True)
-    shared = Pass(None, None, None, leaf, Layout("BCHW", (3, 3)), Output(leaf.mean(dim=(2, 3)), None), torch.tensor([1]))
+    shared = Pass(
+        None, None, None, leaf, Layout("BCHW", (3, 3)), Output(leaf.mean(dim=(2, 3)), None), torch.tensor([1])
+    )
     view = HeadView(shared, "softmax", nn.Linear(4, 4))
     assert "gradients" not in vars(view)
     expected = torch.zeros(1, 4, 3, 3)
@@ -230,6 +246,7 @@ def test_a_formula_takes_gradients_only_when_it_asks_for_them():
 
 
 # ------------------------------------------------------------------- score maps
+
 
 @pytest.mark.parametrize("method, flag", [("cam", cv2.INTER_CUBIC), ("gradcam", cv2.INTER_LINEAR)])
 @pytest.mark.parametrize("side", [7, 14, 28])
@@ -248,8 +265,8 @@ def test_score_maps_are_those_of_opencv(method, flag, side):
 @pytest.mark.parametrize("method", ["cam", "gradcam"])
 def test_constant_negative_and_nan_maps_are_zeros_and_counted(method):
     raw = torch.randn(5, 7, 7)
-    raw[0] = 0.1                    # constant
-    raw[1] = -raw[1].abs() - 0.1    # nothing positive: no map for methods that cut negatives
+    raw[0] = 0.1  # constant
+    raw[1] = -raw[1].abs() - 0.1  # nothing positive: no map for methods that cut negatives
     raw[2, 3, 3] = float("nan")
     raw[3, 0, 0] = float("inf")
     maps, degenerate = to_scoremaps(raw, method, (224, 224))

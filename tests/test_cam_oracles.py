@@ -19,10 +19,21 @@ from pytorch_grad_cam.kpca_cam import KPCA_CAM  # noqa: E402
 from pytorch_grad_cam.shapley_cam import ShapleyCAM  # noqa: E402
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget  # noqa: E402
 
-PEERS = {"gradcam": peers.GradCAM, "gradcam++": peers.GradCAMPlusPlus, "xgradcam": peers.XGradCAM,
-         "layercam": peers.LayerCAM, "hirescam": peers.HiResCAM, "gradcamelementwise": peers.GradCAMElementWise,
-         "eigencam": peers.EigenCAM, "eigengradcam": peers.EigenGradCAM, "kpcacam": KPCA_CAM,
-         "scorecam": peers.ScoreCAM, "fem": peers.FEM, "shapleycam": ShapleyCAM, "finercam": peers.GradCAM}
+PEERS = {
+    "gradcam": peers.GradCAM,
+    "gradcam++": peers.GradCAMPlusPlus,
+    "xgradcam": peers.XGradCAM,
+    "layercam": peers.LayerCAM,
+    "hirescam": peers.HiResCAM,
+    "gradcamelementwise": peers.GradCAMElementWise,
+    "eigencam": peers.EigenCAM,
+    "eigengradcam": peers.EigenGradCAM,
+    "kpcacam": KPCA_CAM,
+    "scorecam": peers.ScoreCAM,
+    "fem": peers.FEM,
+    "shapleycam": ShapleyCAM,
+    "finercam": peers.GradCAM,
+}
 UP_TO_SIGN = ("eigencam", "eigengradcam", "kpcacam")
 LABELS = [5, 0]
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
@@ -30,15 +41,22 @@ TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4}
 
 def resnet():
     model = torchvision.models.resnet18(num_classes=7)
-    return model, "layer2.1", None, (32, 48)        # not the last layer: 128 channels, and much that follows
+    return model, "layer2.1", None, (32, 48)  # not the last layer: 128 channels, and much that follows
 
 
 def vgg():
     """The features and the form of the head are torchvision's; the head's 4096 units are 48, to save time."""
     model = torchvision.models.vgg11_bn(num_classes=7)
-    model.classifier = nn.Sequential(nn.Linear(25088, 48), nn.ReLU(True), nn.Dropout(), nn.Linear(48, 48), nn.ReLU(True),
-                                     nn.Dropout(), nn.Linear(48, 7))
-    return model, "features.6", None, (32, 32)      # more places than channels
+    model.classifier = nn.Sequential(
+        nn.Linear(25088, 48),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(48, 48),
+        nn.ReLU(True),
+        nn.Dropout(),
+        nn.Linear(48, 7),
+    )
+    return model, "features.6", None, (32, 32)  # more places than channels
 
 
 def vit():
@@ -47,8 +65,15 @@ def vit():
 
 
 def swin():
-    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=(64, 96), num_classes=7, window_size=4,
-                              embed_dim=24, depths=(2, 2), num_heads=(2, 4))
+    model = timm.create_model(
+        "swin_tiny_patch4_window7_224",
+        img_size=(64, 96),
+        num_classes=7,
+        window_size=4,
+        embed_dim=24,
+        depths=(2, 2),
+        num_heads=(2, 4),
+    )
     return model, "layers.1.blocks.1.norm1", lambda x: x.permute(0, 3, 1, 2), (64, 96)
 
 
@@ -60,18 +85,18 @@ def setting(name: str, dtype: torch.dtype):
     """(model, layer, reshape, images, our raw maps of every method)."""
     torch.manual_seed(1)
     model, layer, reshape, size = MODELS[name]()
-    for module in model.modules():      # random statistics and a head of some size: nothing cancels by chance
+    for module in model.modules():  # random statistics and a head of some size: nothing cancels by chance
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.3)
             nn.init.normal_(module.running_mean, std=0.1)
         if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=1.2 / module.in_features ** 0.5)
+            nn.init.normal_(module.weight, std=1.2 / module.in_features**0.5)
             if module.bias is not None:
                 nn.init.normal_(module.bias, std=0.1)
     model = model.to(dtype).eval()
     images = torch.randn(2, 3, *size, dtype=dtype)
-    methods = [method for method in CAM_METHODS if method not in ("cam", "ablationcam")]   # see test_cam, and below
+    methods = [method for method in CAM_METHODS if method not in ("cam", "ablationcam")]  # see test_cam, and below
     with CamExtractor(model, methods, target_layer=model.get_submodule(layer)) as extract:
         return model, model.get_submodule(layer), reshape, images, extract(images, torch.tensor(LABELS))
 
@@ -98,7 +123,10 @@ def of_grad_cam(method: str, model, layer, reshape, images) -> np.ndarray:
         activations, gradients = recorded.activations[0].numpy(), recorded.gradients[0].numpy()
         return peer.get_cam_image(images, layer, targets, activations, gradients, eigen_smooth=False)
     finally:
-        peer.activations_and_grads.activations, peer.activations_and_grads.gradients = [], []   # views: it cannot detach them
+        peer.activations_and_grads.activations, peer.activations_and_grads.gradients = (
+            [],
+            [],
+        )  # views: it cannot detach them
         peer.activations_and_grads.release()
 
 
@@ -130,6 +158,7 @@ def test_agrees_with_grad_cam(name, dtype, method):
 
 # ------------------------------------------------------------------- ablationcam and fullgrad: the formula, as a loop
 
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("name", MODELS)
 @torch.no_grad()
@@ -144,9 +173,11 @@ def test_ablationcam_is_its_formula(name, dtype):
     channels = list(range(0, activations.shape[dim], 1 if name in ("vit", "swin") else 7))
     weights = torch.zeros(2, activations.shape[dim], dtype=dtype)
     for c in channels:
+
         def without(_layer, _inputs, output, c=c):
             output.select(dim, c).zero_()
             return output
+
         handle = layer.register_forward_hook(without)
         changed = model(images)
         handle.remove()
@@ -165,6 +196,7 @@ def weights_of(extract: CamExtractor, images, method: str) -> torch.Tensor:
     def formula(view):
         caught.append(entry.formula(view))
         return caught[0]
+
     CAM_METHODS[method] = type(entry)(**{**vars(entry), "formula": formula})
     try:
         extract(images, torch.tensor(LABELS))
@@ -178,16 +210,18 @@ def full_gradient(model, images, labels) -> torch.Tensor:
     outputs, handles = [], []
     for module in model.modules():
         if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm, nn.Linear)) and module.bias is not None:
+
             def note(module, _inputs, output):
                 outputs.append((module, output))
                 return output.clone()
+
             handles.append(module.register_forward_hook(note))
     images = images.clone().requires_grad_()
     score = model(images)[range(len(labels)), labels].sum()
     for handle in handles:
         handle.remove()
 
-    def psi(x):     # (h, w)
+    def psi(x):  # (h, w)
         x = x.abs()
         x = (x - x.min()) / (x.max() - x.min() + 1e-7)
         return F.interpolate(x[None, None], images.shape[-2:], mode="bilinear", align_corners=False)[0, 0]
@@ -199,12 +233,12 @@ def full_gradient(model, images, labels) -> torch.Tensor:
             bias = module.bias - module.running_mean * module.weight / (module.running_var + module.eps).sqrt()
         else:
             bias = module.bias
-        if gradient is None or output.ndim == 2 or len(output) != len(images):     # a pooled layer; the Swin's windows
+        if gradient is None or output.ndim == 2 or len(output) != len(images):  # a pooled layer; the Swin's windows
             continue
-        if output.ndim == 3:        # tokens: the ViT's behind its class token, the Swin's of either stage
+        if output.ndim == 3:  # tokens: the ViT's behind its class token, the Swin's of either stage
             grid = {25: (4, 6), 16 * 24: (16, 24), 8 * 12: (8, 12)}[output.shape[1]]
-            gradient = gradient[:, -grid[0] * grid[1]:].transpose(1, 2).unflatten(2, grid)
-        elif not isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):      # the Swin's channels are last
+            gradient = gradient[:, -grid[0] * grid[1] :].transpose(1, 2).unflatten(2, grid)
+        elif not isinstance(module, (nn.Conv2d, nn.BatchNorm2d)):  # the Swin's channels are last
             gradient = gradient.permute(0, 3, 1, 2)
         for b in range(len(images)):
             for c in range(len(bias)):

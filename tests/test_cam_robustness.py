@@ -37,7 +37,7 @@ def maps_of(activations, methods=METHODS, classes=(0, 2)):
         return extract(activations.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3), torch.tensor(classes))
 
 
-NOT_OF_THE_TARGET = ("fullgrad",)       # it reads every layer
+NOT_OF_THE_TARGET = ("fullgrad",)  # it reads every layer
 
 
 @pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
@@ -95,7 +95,7 @@ def test_a_batch_gives_what_its_images_give_alone():
     with CamExtractor(model, METHODS, target_layer=model.features[6]) as extract:
         together = extract(images, classes)
         for b in range(3):
-            for method, alone in extract(images[b:b + 1], classes[b:b + 1]).items():
+            for method, alone in extract(images[b : b + 1], classes[b : b + 1]).items():
                 assert torch.allclose(together[method][b], alone[0], atol=1e-12), method
 
 
@@ -111,7 +111,7 @@ def test_half_precision_gives_float32_maps_like_those_of_float32(dtype):
         rough = extract(images.to(dtype), classes)
     for method in METHODS:
         assert rough[method].dtype == torch.float32
-        if method in ("ablationcam", "fem", "xgradcam"):        # differences of rounded scores; a threshold; a small sum
+        if method in ("ablationcam", "fem", "xgradcam"):  # differences of rounded scores; a threshold; a small sum
             continue
         a, b = exact[method].flatten(1), rough[method].flatten(1)
         assert (torch.nn.functional.cosine_similarity(a, b) > 0.95).all(), method
@@ -131,8 +131,10 @@ def test_inside_autocast_and_inference_mode_the_maps_are_the_same():
 
 
 def state_of(model: nn.Module) -> list:
-    return [(module.training, len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
-            for module in model.modules()] + [p.requires_grad for p in model.parameters()]
+    return [
+        (module.training, len(module._forward_hooks), len(module._forward_pre_hooks), "forward" in vars(module))
+        for module in model.modules()
+    ] + [p.requires_grad for p in model.parameters()]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -153,6 +155,7 @@ def test_nothing_is_left_behind_even_by_an_exception(method):
         calls.append(1)
         if len(calls) > 1 or method not in ("scorecam", "ablationcam", "fullgrad"):
             raise ZeroDivisionError
+
     handle = dual.sigmoid_head.register_forward_hook(fail_later)
     with pytest.raises(ZeroDivisionError), CamExtractor(dual, [method], heads=HEADS) as extract:
         extract(torch.randn(2, 3, 48, 48))
@@ -162,20 +165,44 @@ def test_nothing_is_left_behind_even_by_an_exception(method):
 
 # ------------------------------------------------------------------- target layers that are found; transformers
 
-@pytest.mark.parametrize("build, layer", [
-    (lambda: torchvision.models.resnet18(num_classes=4), "layer4.1"),
-    (lambda: timm.create_model("resnet18", num_classes=4), "layer4.1"),
-    (lambda: torchvision.models.VisionTransformer(48, 16, 2, 2, 24, 48, num_classes=4), "encoder.layers.encoder_layer_1.ln_1"),
-    (lambda: timm.create_model("vit_tiny_patch16_224", img_size=48, depth=2, num_classes=4), "blocks.1.norm1"),
-    (lambda: torchvision.models.swin_transformer.SwinTransformer([4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=4), "permute"),
-    (lambda: timm.create_model("swin_tiny_patch4_window7_224", img_size=48, window_size=3, embed_dim=16, depths=(2, 2),
-                               num_heads=(2, 2), num_classes=4), "norm"),
-])
+
+@pytest.mark.parametrize(
+    "build, layer",
+    [
+        (lambda: torchvision.models.resnet18(num_classes=4), "layer4.1"),
+        (lambda: timm.create_model("resnet18", num_classes=4), "layer4.1"),
+        (
+            lambda: torchvision.models.VisionTransformer(48, 16, 2, 2, 24, 48, num_classes=4),
+            "encoder.layers.encoder_layer_1.ln_1",
+        ),
+        (lambda: timm.create_model("vit_tiny_patch16_224", img_size=48, depth=2, num_classes=4), "blocks.1.norm1"),
+        (
+            lambda: torchvision.models.swin_transformer.SwinTransformer(
+                [4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=4
+            ),
+            "permute",
+        ),
+        (
+            lambda: timm.create_model(
+                "swin_tiny_patch4_window7_224",
+                img_size=48,
+                window_size=3,
+                embed_dim=16,
+                depths=(2, 2),
+                num_heads=(2, 2),
+                num_classes=4,
+            ),
+            "norm",
+        ),
+    ],
+)
 def test_the_target_layer_is_found(build, layer):
     model = build()
-    nn.init.normal_(model.get_submodule(find_head(model)).weight)       # some start as zeros
+    nn.init.normal_(model.get_submodule(find_head(model)).weight)  # some start as zeros
     images = torch.randn(2, 3, 48, 48)
-    methods = [method for method in METHODS if method not in ("cam", "scorecam", "fem")]    # fem: no outliers among 4 places
+    methods = [
+        method for method in METHODS if method not in ("cam", "scorecam", "fem")
+    ]  # fem: no outliers among 4 places
     with CamExtractor(model, methods) as extract:
         found = extract(images, [0, 3])
     with CamExtractor(model, methods, target_layer=model.get_submodule(layer)) as extract:
@@ -191,6 +218,7 @@ def test_no_places_no_target():
 
 
 # ------------------------------------------------------------------- replaying what follows a layer
+
 
 def pass_of(model, layer, images, layout):
     held = []
@@ -215,16 +243,20 @@ class InPlace(nn.Module):
         return self.fc((self.target(x) + x).mean(dim=(2, 3)))
 
 
-@pytest.mark.parametrize("model, layer, skips", [
-    (torchvision.models.resnet18(num_classes=4), "layer3.0.bn2", True),       # in the middle of a residual block
-    (torchvision.models.DenseNet(4, (2, 2), 8, num_classes=4), "features.denseblock2.denselayer1", True),
-    (InPlace(), "target", False)])
+@pytest.mark.parametrize(
+    "model, layer, skips",
+    [
+        (torchvision.models.resnet18(num_classes=4), "layer3.0.bn2", True),  # in the middle of a residual block
+        (torchvision.models.DenseNet(4, (2, 2), 8, num_classes=4), "features.denseblock2.denselayer1", True),
+        (InPlace(), "target", False),
+    ],
+)
 def test_replay_gives_the_logits_of_the_pass_and_skips_what_it_may(model, layer, skips):
     shared = pass_of(model, model.get_submodule(layer), torch.randn(2, 3, 64, 64), Layout("BCHW", (4, 4)))
     with Replay(shared) as replay:
         assert replay._skips is skips
         for b in range(2):
-            leaf = shared.leaf[b:b + 1]
+            leaf = shared.leaf[b : b + 1]
             same = replay(leaf.expand(3, *leaf.shape[1:]).clone(), b).logits
             assert torch.allclose(same, shared.logits["softmax"][b].expand(3, -1), atol=1e-4)
             other = replay(torch.cat([leaf, 2 * leaf]), b).logits
@@ -234,9 +266,11 @@ def test_replay_gives_the_logits_of_the_pass_and_skips_what_it_may(model, layer,
 
 def test_a_layer_whose_replaced_output_changes_nothing_it_should_not():
     """Random numbers in the forward pass: no replay can reproduce the logits, and ablationcam says so."""
+
     class Noisy(TinyNet):
         def forward(self, images):
             return self.fc(self.features(images).mean(dim=(2, 3)) + torch.randn(16))
+
     model = Noisy(3)
     with CamExtractor(model, ["ablationcam"], target_layer=model.features[6]) as extract:
         with pytest.raises(InputError, match="does not reproduce the logits of Noisy"):

@@ -17,8 +17,14 @@ def classifier(num_classes: int = 5) -> Classifier:
 
 def test_sigmoid_names_are_the_published_ones():
     names = {head: checkpoint.sigmoid_name(head) for head in ("fc", "conv", "head", "classifier", "SPG_A4", "head.fc")}
-    assert names == {"fc": "fc2", "conv": "conv2", "head": "head2", "classifier": "classifier_2", "SPG_A4": "SPG_A4_2",
-                     "head.fc": "head.fc2"}
+    assert names == {
+        "fc": "fc2",
+        "conv": "conv2",
+        "head": "head2",
+        "classifier": "classifier_2",
+        "SPG_A4": "SPG_A4_2",
+        "head.fc": "head.fc2",
+    }
 
 
 def test_state_dict_holds_the_networks_own_names():
@@ -43,13 +49,19 @@ def test_a_bare_state_dict_is_a_checkpoint(tmp_path):
     assert set(checkpoint.load(tmp_path / "bare.pth")["state_dict"]) == set(TinyNet(5).state_dict())
 
 
-@pytest.mark.parametrize("tensors, message", [
-    (lambda: TinyNet(7).state_dict(), r"fc.weight has shape \(7, 16\).*\(5, 16\); .*another number of classes"),
-    (lambda: {k: v for k, v in TinyNet(5).state_dict().items() if k != "fc.bias"}, "missing: fc.bias"),
-    (lambda: TinyNet(5).state_dict() | {"extra": torch.zeros(1)}, "left over: extra"),
-    (lambda: build("efficientnet_lite0", 5, pretrained=False).network.state_dict(), r"missing: features.0.weight, features.0.bias, .* more; left over: conv_stem.weight, "),
-    (lambda: checkpoint.state_dict(dualize(TinyNet(5))), "holds a sigmoid branch.*--model_structure b2"),
-])
+@pytest.mark.parametrize(
+    "tensors, message",
+    [
+        (lambda: TinyNet(7).state_dict(), r"fc.weight has shape \(7, 16\).*\(5, 16\); .*another number of classes"),
+        (lambda: {k: v for k, v in TinyNet(5).state_dict().items() if k != "fc.bias"}, "missing: fc.bias"),
+        (lambda: TinyNet(5).state_dict() | {"extra": torch.zeros(1)}, "left over: extra"),
+        (
+            lambda: build("efficientnet_lite0", 5, pretrained=False).network.state_dict(),
+            r"missing: features.0.weight, features.0.bias, .* more; left over: conv_stem.weight, ",
+        ),
+        (lambda: checkpoint.state_dict(dualize(TinyNet(5))), "holds a sigmoid branch.*--model_structure b2"),
+    ],
+)
 def test_what_does_not_fit_is_named_and_nothing_is_loaded(tensors, message):
     model = classifier()
     before = {k: v.clone() for k, v in checkpoint.state_dict(model).items()}
@@ -76,15 +88,18 @@ class Evil:
         return print, ("executed",)
 
 
-@pytest.mark.parametrize("write, message", [
-    (lambda p: p.write_bytes(b"no checkpoint"), "is not a checkpoint"),
-    (lambda p: p.write_bytes(b""), "is not a checkpoint"),
-    (lambda p: torch.save({"state_dict": Evil()}, p), "not loaded"),
-    (lambda p: p.write_bytes(pickle.dumps(Evil())), "not loaded|is not a checkpoint"),
-    (lambda p: torch.save([1, 2], p), "holds no state_dict"),
-    (lambda p: torch.save({"state_dict": {}}, p), "holds no state_dict"),
-    (lambda p: None, "does not exist"),
-])
+@pytest.mark.parametrize(
+    "write, message",
+    [
+        (lambda p: p.write_bytes(b"no checkpoint"), "is not a checkpoint"),
+        (lambda p: p.write_bytes(b""), "is not a checkpoint"),
+        (lambda p: torch.save({"state_dict": Evil()}, p), "not loaded"),
+        (lambda p: p.write_bytes(pickle.dumps(Evil())), "not loaded|is not a checkpoint"),
+        (lambda p: torch.save([1, 2], p), "holds no state_dict"),
+        (lambda p: torch.save({"state_dict": {}}, p), "holds no state_dict"),
+        (lambda p: None, "does not exist"),
+    ],
+)
 def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path, capsys, write, message):
     path = tmp_path / "x.pth"
     write(path)
@@ -108,6 +123,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     def full_disk(content, target):
         target.write_bytes(b"half")
         raise OSError(28, "No space left on device")
+
     monkeypatch.setattr(torch, "save", full_disk)
     with pytest.raises(InputError, match="cannot write .*No space left.*kept"):
         checkpoint.save(path, {"state_dict": {"a": torch.zeros(1)}})

@@ -26,18 +26,31 @@ def write_run(root, name, top1, right=(), *, dataset="Shapes", ids=None, labels=
     rows, found = {}, []
     for row, grid in dict(right).items():
         grid = np.array(grid, dtype=bool)
-        columns = np.concatenate([grid, grid[:, :1]], axis=1)     # tau 0.2 cuts as 0 does
+        columns = np.concatenate([grid, grid[:, :1]], axis=1)  # tau 0.2 cuts as 0 does
         records = BoxRecords(TAUS, (50,))
         records.add(columns[:, None], columns, np.zeros(len(grid)))
         rows[row] = RowOutcomes(records.outcomes(), None, None, {})
         method, _, head = row.partition("_")
         best = 100 * grid.mean(axis=0).max()
         joint = grid & top1[:, None]
-        found.append({"method": method, "head": head.removesuffix("_clamped"), "clamped": head.endswith("_clamped"),
-                      "normalization": "minmax", "num_degenerate": 0, "maxboxacc": {"50": best}, "maxboxacc_v2": best,
-                      "maxboxacc_v1": best, "gt_loc_best": best, "gt_loc": 100 * grid[:, 0].mean(),
-                      "top1_loc": 100 * joint[:, 0].mean(), "top1_loc_best": 100 * joint.mean(axis=0).max(),
-                      "tau": {"gt_loc": 0.2}, "fidelity": {"softmax": {"avg_drop": 12.5}}})
+        found.append(
+            {
+                "method": method,
+                "head": head.removesuffix("_clamped"),
+                "clamped": head.endswith("_clamped"),
+                "normalization": "minmax",
+                "num_degenerate": 0,
+                "maxboxacc": {"50": best},
+                "maxboxacc_v2": best,
+                "maxboxacc_v1": best,
+                "gt_loc_best": best,
+                "gt_loc": 100 * grid[:, 0].mean(),
+                "top1_loc": 100 * joint[:, 0].mean(),
+                "top1_loc_best": 100 * joint.mean(axis=0).max(),
+                "tau": {"gt_loc": 0.2},
+                "fidelity": {"softmax": {"avg_drop": 12.5}},
+            }
+        )
     ids = [f"{i}.png" for i in range(len(top1))] if ids is None else ids
     labels = np.zeros(len(top1), int) if labels is None else labels
     PerImage(dataset, "test", ids, labels, np.zeros(len(top1), int), {"top1": top1}, rows).write(run)
@@ -71,18 +84,25 @@ def test_differences_are_paired_as_in_a_plain_loop(tmp_path):
     rng = np.random.default_rng(0)
     tops = rng.random((3, 40)) < 0.6
     grids = rng.random((3, 40, 3)) < [0.5, 0.6, 0.1]
-    runs = [write_run(tmp_path, f"r{i}", top, {"cam_softmax": grid})
-            for i, (top, grid) in enumerate(zip(tops, grids, strict=True))]
+    runs = [
+        write_run(tmp_path, f"r{i}", top, {"cam_softmax": grid})
+        for i, (top, grid) in enumerate(zip(tops, grids, strict=True))
+    ]
     groups, _ = read_groups([runs[0], f"{runs[1]},{runs[2]}"], 300, seed=5)
     found = cells(table(groups))
 
     rng, differences = np.random.default_rng(5), {"top1": [], "maxboxacc_50": [], "gt_loc": [], "top1_loc_best": []}
     for _ in range(300):
         chosen = rng.integers(40, size=40)
-        values = [{"top1": top[chosen].mean(), "maxboxacc_50": grid[chosen].mean(axis=0).max(),
-                   "gt_loc": grid[chosen, 0].mean(),
-                   "top1_loc_best": (grid & top[:, None])[chosen].mean(axis=0).max()}
-                  for top, grid in zip(tops, grids, strict=True)]
+        values = [
+            {
+                "top1": top[chosen].mean(),
+                "maxboxacc_50": grid[chosen].mean(axis=0).max(),
+                "gt_loc": grid[chosen, 0].mean(),
+                "top1_loc_best": (grid & top[:, None])[chosen].mean(axis=0).max(),
+            }
+            for top, grid in zip(tops, grids, strict=True)
+        ]
         for key, of_key in differences.items():
             of_key.append(100 * (values[1][key] / 2 + values[2][key] / 2 - values[0][key]))
     for key, of_key in differences.items():
@@ -96,12 +116,20 @@ def test_a_run_against_itself_and_a_sure_difference(tmp_path):
     groups, _ = read_groups([better, better, worse], 500, seed=0)
     same, other = cells(table(groups))["classification", "top1"][2::2]
     assert same == "+0.0 [+0.0, +0.0]"
-    assert other.startswith("-37.5 [-5") and other.endswith("] *")      # 15 of 40 images lost
+    assert other.startswith("-37.5 [-5") and other.endswith("] *")  # 15 of 40 images lost
 
 
 def test_one_group_is_compared_with_its_softmax_rows(tmp_path):
-    run = write_run(tmp_path, "a", [1, 1, 1, 1], {"cam_softmax": [[1, 0, 0]] * 4, "cam_sigmoid_clamped": [[1, 0, 0]] * 3
-                                                  + [[0, 0, 0]], "eigencam_none": [[0, 0, 0]] * 4})
+    run = write_run(
+        tmp_path,
+        "a",
+        [1, 1, 1, 1],
+        {
+            "cam_softmax": [[1, 0, 0]] * 4,
+            "cam_sigmoid_clamped": [[1, 0, 0]] * 3 + [[0, 0, 0]],
+            "eigencam_none": [[0, 0, 0]] * 4,
+        },
+    )
     groups, _ = read_groups([run], 100, seed=0)
     found = cells(table(groups))
     assert found["cam_softmax", "gt_loc"] == ["100.0", ""] and found["eigencam_none", "gt_loc"] == ["0.0", ""]
@@ -118,24 +146,34 @@ def test_one_group_is_compared_with_its_softmax_rows(tmp_path):
 def test_groups_by_commas_and_patterns(tmp_path, monkeypatch):
     for name in ("s1", "s0", "other"):
         write_run(tmp_path, name, [1])
-    (tmp_path / "s2").mkdir()       # not evaluated yet
+    (tmp_path / "s2").mkdir()  # not evaluated yet
     monkeypatch.chdir(tmp_path)
     assert [p.name for p in find_runs("s*")] == ["s0", "s1"]
     assert [p.name for p in find_runs("s1,other")] == ["s1", "other"]
-    for text, message in (("s0,s0", "named twice"), ("x*", "no run .* matches 'x"), ("s0,zz", "there is no run zz"),
-                          (",", "an empty group")):
+    for text, message in (
+        ("s0,s0", "named twice"),
+        ("x*", "no run .* matches 'x"),
+        ("s0,zz", "there is no run zz"),
+        (",", "an empty group"),
+    ):
         with pytest.raises(InputError, match=message):
             find_runs(text)
 
 
-@pytest.mark.parametrize("other, message", [
-    (dict(dataset="CUB"), r"evaluated on Shapes test, .* on CUB test; only runs over the same images"),
-    (dict(ids=["0.png", "x.png"]), r"different images \(1 only in the first, 1 only in the second, such as x.png\)"),
-    (dict(ids=["1.png", "0.png"]), "in another order or with other labels"),
-    (dict(labels=np.array([0, 1])), "in another order or with other labels"),
-    (dict(gt_boxes="first"), "--gt_boxes any, .* with first"),
-    (dict(iou_threshold_list=[50]), "--iou_threshold_list"),
-])
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (dict(dataset="CUB"), r"evaluated on Shapes test, .* on CUB test; only runs over the same images"),
+        (
+            dict(ids=["0.png", "x.png"]),
+            r"different images \(1 only in the first, 1 only in the second, such as x.png\)",
+        ),
+        (dict(ids=["1.png", "0.png"]), "in another order or with other labels"),
+        (dict(labels=np.array([0, 1])), "in another order or with other labels"),
+        (dict(gt_boxes="first"), "--gt_boxes any, .* with first"),
+        (dict(iou_threshold_list=[50]), "--iou_threshold_list"),
+    ],
+)
 def test_runs_that_cannot_be_compared(tmp_path, capsys, other, message):
     a = write_run(tmp_path, "a", [1, 0], gt_boxes="any")
     b = write_run(tmp_path, "b", [1, 0], **({"gt_boxes": "any"} | other))

@@ -64,8 +64,24 @@ def greys(draw):
     height, width = shape = draw(SHAPES)
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     rows, columns = np.indices(shape)
-    kind = draw(st.sampled_from(["anything", "noise", "few greys", "binary", "smooth", "plateaus", "checkers",
-                                 "lattice", "frames", "blots", "pixel", "constant"]))
+    kind = draw(
+        st.sampled_from(
+            [
+                "anything",
+                "noise",
+                "few greys",
+                "binary",
+                "smooth",
+                "plateaus",
+                "checkers",
+                "lattice",
+                "frames",
+                "blots",
+                "pixel",
+                "constant",
+            ]
+        )
+    )
     if kind == "anything":
         return draw(hnp.arrays(np.uint8, shape))
     if kind == "noise":
@@ -90,7 +106,9 @@ def greys(draw):
         drawn = np.zeros(shape, np.uint8)
         for _ in range(random.integers(1, 8)):
             y, x = random.integers(0, height), random.integers(0, width)
-            drawn[y:y + random.integers(1, height + 1), x:x + random.integers(1, width + 1)] = random.integers(0, 256)
+            drawn[y : y + random.integers(1, height + 1), x : x + random.integers(1, width + 1)] = random.integers(
+                0, 256
+            )
         return drawn
     drawn = np.full(shape, random.integers(256) if kind == "constant" else 0, np.uint8)
     drawn[random.integers(height), random.integers(width)] = random.integers(256) if kind == "pixel" else drawn[0, 0]
@@ -99,7 +117,8 @@ def greys(draw):
 
 # Ground truth may reach beyond the map, as some of Stanford Cars does.
 CORNERS = st.tuples(*[st.integers(-3, 16)] * 4).map(
-    lambda b: [min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])])
+    lambda b: [min(b[0], b[2]), min(b[1], b[3]), max(b[0], b[2]), max(b[1], b[3])]
+)
 GROUND_TRUTH = st.lists(CORNERS, min_size=1, max_size=4).map(np.array)
 
 
@@ -126,9 +145,13 @@ def smooth(size, cells, seed=0):
 
 @pytest.mark.parametrize("name", ["14 x 14", "7 x 7", "wide", "tall", "noise"])
 def test_larger_maps_equal_opencv(name):
-    greys = {"14 x 14": lambda: smooth(224, 14), "7 x 7": lambda: smooth(224, 7, seed=1),
-             "wide": lambda: smooth(224, 40, seed=2)[:3], "tall": lambda: smooth(300, 60, seed=3)[:, 100:105],
-             "noise": lambda: np.random.default_rng(4).integers(0, 256, (50, 70), dtype=np.uint8)}[name]()
+    greys = {
+        "14 x 14": lambda: smooth(224, 14),
+        "7 x 7": lambda: smooth(224, 7, seed=1),
+        "wide": lambda: smooth(224, 40, seed=2)[:3],
+        "tall": lambda: smooth(300, 60, seed=3)[:, 100:105],
+        "noise": lambda: np.random.default_rng(4).integers(0, 256, (50, 70), dtype=np.uint8),
+    }[name]()
     assert_equals_opencv(greys, np.array([[3, 1, 40, 44], [100, 90, 180, 200], [10, 0, 60, 2]]))
 
 
@@ -187,10 +210,23 @@ def test_machine_code_is_kept_where_it_can_be(tmp_path, writable):
         (package / "__pycache__").touch()
         (tmp_path / "cache").touch()
     environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
-    environment |= {"PYTHONPATH": str(tmp_path), "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"),
-                    "PYTHONDONTWRITEBYTECODE": "1"}
-    processes = [subprocess.Popen([sys.executable, "-c", COMPILE], env=environment, cwd=tmp_path, text=True,
-                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(2 if writable else 1)]
+    environment |= {
+        "PYTHONPATH": str(tmp_path),
+        "HOME": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMPILE],
+            env=environment,
+            cwd=tmp_path,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for _ in range(2 if writable else 1)
+    ]
     for process in processes:
         out, error = process.communicate(timeout=120)
         assert out == "[[[1, 0, 1, 0], [0, 1, 0, 0]]]\n" and process.returncode == 0, error

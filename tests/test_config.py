@@ -11,15 +11,49 @@ from wsol.errors import InputError
 def test_defaults_are_the_documented_ones():
     c = parse_args([])
     expected = dict(
-        seed=42, data_root="dataset", metadata_root="metadata", mask_root="dataset", root="experiments",
-        experiment_name=None, architecture="efficientnet_lite0", dataset_name="Synthetic", model_structure="b2",
-        unfreeze_layer="fc2", methods=["cam", "gradcam", "gradcam++", "xgradcam", "layercam"],
-        heads=["softmax", "softmax_clamped", "sigmoid_clamped"], epochs=10, batch_size=32, lr=0.003,
-        lr_decay_frequency=3, weight_decay=5e-4, momentum=0.9, lr_classifier_ratio=10, pretrained=True, resize_size=256,
-        crop_size=224, cam_curve_interval=0.001, iou_threshold_list=[30, 50, 70], loc_threshold=0.2,
-        eval_checkpoint_type="last", has_grid_size=4, has_drop_rate=0.5, acol_threshold=0.7, spg_threshold_1h=0.7,
-        spg_threshold_1l=0.01, spg_threshold_2h=0.5, spg_threshold_2l=0.05, spg_threshold_3h=0.7, spg_threshold_3l=0.1,
-        adl_drop_rate=0.75, adl_threshold=0.9, cutmix_beta=1, cutmix_prob=1, alpha=0.6, vanilla_epochs=10, wandb=False)
+        seed=42,
+        data_root="dataset",
+        metadata_root="metadata",
+        mask_root="dataset",
+        root="experiments",
+        experiment_name=None,
+        architecture="efficientnet_lite0",
+        dataset_name="Synthetic",
+        model_structure="b2",
+        unfreeze_layer="fc2",
+        methods=["cam", "gradcam", "gradcam++", "xgradcam", "layercam"],
+        heads=["softmax", "softmax_clamped", "sigmoid_clamped"],
+        epochs=10,
+        batch_size=32,
+        lr=0.003,
+        lr_decay_frequency=3,
+        weight_decay=5e-4,
+        momentum=0.9,
+        lr_classifier_ratio=10,
+        pretrained=True,
+        resize_size=256,
+        crop_size=224,
+        cam_curve_interval=0.001,
+        iou_threshold_list=[30, 50, 70],
+        loc_threshold=0.2,
+        eval_checkpoint_type="last",
+        has_grid_size=4,
+        has_drop_rate=0.5,
+        acol_threshold=0.7,
+        spg_threshold_1h=0.7,
+        spg_threshold_1l=0.01,
+        spg_threshold_2h=0.5,
+        spg_threshold_2l=0.05,
+        spg_threshold_3h=0.7,
+        spg_threshold_3l=0.1,
+        adl_drop_rate=0.75,
+        adl_threshold=0.9,
+        cutmix_beta=1,
+        cutmix_prob=1,
+        alpha=0.6,
+        vanilla_epochs=10,
+        wandb=False,
+    )
     assert {key: c[key] for key in expected} == expected
     vanilla = parse_args(["--model_structure", "vanilla"])
     assert (vanilla.lr, vanilla.unfreeze_layer, vanilla.heads) == (0.01, "all", ["softmax"])
@@ -27,16 +61,19 @@ def test_defaults_are_the_documented_ones():
 
 
 def test_the_published_command_parses_literally():
-    c = parse_args("""--dataset_name ILSVRC --architecture efficientnet_lite0 --wsol_method cam --method cam
+    c = parse_args(
+        """--dataset_name ILSVRC --architecture efficientnet_lite0 --wsol_method cam --method cam
       --experiment_name vgg16_cam_ours --wandb_name vgg16_cam_ours --root EXPERIMENTS/ILSVRC --large_feature_map FALSE
       --epoch 10 --batch_size 32 --lr_decay_frequency 3 --workers 4 --gpus 1 --lr 0.003 --weight_decay 5.00E-04
       --model_structure b2 --ft_ckpt CHECKPOINT --unfreeze_layer fc2 --project vgg16-0 --eval_only
-      --eval_checkpoint_type last""".split())
+      --eval_checkpoint_type last""".split()
+    )
     assert (c.epochs, c.methods, c.weight_decay, c.gpus, c.wandb, c.eval_only) == (10, ["cam"], 5e-4, "1", True, True)
 
 
-@pytest.mark.parametrize("word, value", [("TRUE", True), ("yes", True), ("1", True), ("false", False), ("No", False),
-                                         ("0", False)])
+@pytest.mark.parametrize(
+    "word, value", [("TRUE", True), ("yes", True), ("1", True), ("false", False), ("No", False), ("0", False)]
+)
 def test_booleans(word, value):
     assert parse_args(["--large_feature_map", word]).large_feature_map is value
     assert parse_args(["--large_feature_map"]).large_feature_map is True
@@ -55,18 +92,21 @@ def test_every_published_name_of_a_layer_works(layer):
     assert parse_args(argv).unfreeze_layer == layer
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--architecture", "vgg61"], "unknown architecture 'vgg61'; did you mean 'vgg16'"),
-    (["--architecture", "efficientnet_lite"], "did you mean 'efficientnet_lite0'"),
-    (["--epochs", "-1"], "out of range"),
-    (["--batch_size", "0"], "at least 1"),
-    (["--lr", "nan"], "out of range"),
-    (["--lr", "0"], "above 0"),
-    (["--loc_threshold", "2"], "at most 1"),
-    (["--large_feature_map", "maybe"], "not TRUE or FALSE"),
-    (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
-    (["--wsol_method", "acol"], "invalid choice"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--architecture", "vgg61"], "unknown architecture 'vgg61'; did you mean 'vgg16'"),
+        (["--architecture", "efficientnet_lite"], "did you mean 'efficientnet_lite0'"),
+        (["--epochs", "-1"], "out of range"),
+        (["--batch_size", "0"], "at least 1"),
+        (["--lr", "nan"], "out of range"),
+        (["--lr", "0"], "above 0"),
+        (["--loc_threshold", "2"], "at most 1"),
+        (["--large_feature_map", "maybe"], "not TRUE or FALSE"),
+        (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
+        (["--wsol_method", "acol"], "invalid choice"),
+    ],
+)
 def test_what_argparse_refuses(argv, message, capsys):
     with pytest.raises(SystemExit) as caught:
         parse_args(argv)
@@ -75,11 +115,14 @@ def test_what_argparse_refuses(argv, message, capsys):
     assert message in printed and printed.startswith("error: ") and len(printed.splitlines()) == 2
 
 
-@pytest.mark.parametrize("argv, message", [
-    (["--dataset_name", "../CUB"], "not a folder's name"),
-    (["--heads", ","], "--heads names nothing"),
-    (["--eval_only", "--train_only"], "exclude each other"),
-])
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["--dataset_name", "../CUB"], "not a folder's name"),
+        (["--heads", ","], "--heads names nothing"),
+        (["--eval_only", "--train_only"], "exclude each other"),
+    ],
+)
 def test_contradictions(argv, message):
     with pytest.raises(InputError, match=message):
         parse_args(argv)
@@ -95,15 +138,32 @@ def test_another_network_or_other_methods_choose_the_form_anew(tmp_path):
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump({"architecture": "vgg16", "classifier_form": "cam", "epochs": 3}))
     assert parse_args(["--config", str(path), "--epochs", "4"]).classifier_form == "cam"
-    for flags in (["--methods", "gradcam"], ["--method", "gradcam"], ["--architecture", "inception_v3"], ["--ft_ckpt", "x"]):
+    for flags in (
+        ["--methods", "gradcam"],
+        ["--method", "gradcam"],
+        ["--architecture", "inception_v3"],
+        ["--ft_ckpt", "x"],
+    ):
         assert parse_args(["--config", str(path), *flags]).classifier_form == "auto"
-    assert parse_args(["--config", str(path), "--method", "gradcam", "--classifier_form", "cam"]).classifier_form == "cam"
+    assert (
+        parse_args(["--config", str(path), "--method", "gradcam", "--classifier_form", "cam"]).classifier_form == "cam"
+    )
 
 
 def test_yaml_gives_defaults_and_flags_override_them(tmp_path):
     path = tmp_path / "settings.yaml"
-    path.write_text(yaml.safe_dump({"epochs": 3, "methods": ["cam", "layercam"], "lr": 0.5, "large_feature_map": True,
-                                    "iou_threshold_list": [40, 60], "experiment_name": "kept out"}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                "epochs": 3,
+                "methods": ["cam", "layercam"],
+                "lr": 0.5,
+                "large_feature_map": True,
+                "iou_threshold_list": [40, 60],
+                "experiment_name": "kept out",
+            }
+        )
+    )
     c = parse_args(["--config", str(path), "--lr", "0.25"])
     assert (c.epochs, c.methods, c.lr, c.large_feature_map) == (3, ["cam", "layercam"], 0.25, True)
     assert c.iou_threshold_list == [40, 60] and c.experiment_name is None
@@ -117,8 +177,14 @@ def test_saved_settings_read_back_as_they_were(tmp_path):
     assert again == settings.saved_settings(c)
 
 
-@pytest.mark.parametrize("text, message", [("epochz: 3", "unknown setting 'epochz'; did you mean 'epochs'"),
-                                           ("- a", "not a YAML mapping"), ("a: [", "settings.yaml")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("epochz: 3", "unknown setting 'epochz'; did you mean 'epochs'"),
+        ("- a", "not a YAML mapping"),
+        ("a: [", "settings.yaml"),
+    ],
+)
 def test_bad_yaml(tmp_path, text, message):
     path = tmp_path / "settings.yaml"
     path.write_text(text)
@@ -149,6 +215,7 @@ def test_a_setting_given_anew_takes_along_what_follows_from_it():
 
     def again(*argv):
         return settings.continue_run(parse_args(["--eval_only", *argv]), saved, "config.yaml")
+
     assert again().epochs == 7 and again().heads == saved["heads"] and again().iou_threshold_list == [50]
     assert again("--data_root", "elsewhere").mask_root == "elsewhere"
     assert again("--data_root", "elsewhere", "--mask_root", "m").mask_root == "m"

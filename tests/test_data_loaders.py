@@ -9,8 +9,18 @@ from conftest import REAL, write_dataset
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from data_loaders import (DATASETS, ImageDataset, load_data, load_image, load_mask, make_loader, normalized,
-                          read_split, sample_per_class, set_epoch)
+from data_loaders import (
+    DATASETS,
+    ImageDataset,
+    load_data,
+    load_image,
+    load_mask,
+    make_loader,
+    normalized,
+    read_split,
+    sample_per_class,
+    set_epoch,
+)
 from wsol.datasets.reader import MaskPaths
 from wsol.errors import InputError
 
@@ -24,7 +34,7 @@ def tiny(tmp_path) -> Path:
     """Two images: one with two boxes and an id that holds a comma."""
     folder = tmp_path / "test"
     folder.mkdir()
-    (folder / "image_ids.txt").write_text("a/x.jpg\nb/one, two.jpg")        # no newline at the end
+    (folder / "image_ids.txt").write_text("a/x.jpg\nb/one, two.jpg")  # no newline at the end
     (folder / "class_labels.txt").write_text("a/x.jpg,0\nb/one, two.jpg,4\n")
     (folder / "image_sizes.txt").write_text("a/x.jpg,448,112\nb/one, two.jpg,224,224\n")
     (folder / "localization.txt").write_text("a/x.jpg,10,20,30,40\nb/one, two.jpg,1,2,3,4\na/x.jpg,0,0,447,111\n")
@@ -51,21 +61,24 @@ def test_masks_of_either_file(tiny):
     assert only.masks == both.masks == [MaskPaths(("m/1.png", "m/2.png"), "m/i.png"), MaskPaths(("m/3.png",), "")]
 
 
-@pytest.mark.parametrize("file, text, message", [
-    ("image_ids.txt", "", "image_ids.txt lists no image"),
-    ("image_ids.txt", "a/x.jpg\na/x.jpg\n", "lists a/x.jpg twice"),
-    ("class_labels.txt", "a/x.jpg,0\n", "class_labels.txt has no line for b/one, two.jpg"),
-    ("class_labels.txt", "a/x.jpg,zero\n", r"class_labels.txt:1: 'zero' is not a class index"),
-    ("class_labels.txt", "a/x.jpg,0\n\nb/one, two.jpg,-1\n", r"class_labels.txt:3: class index -1"),
-    ("class_labels.txt", "a/x.jpg\n", r"class_labels.txt:1: 'a/x.jpg' is not path,class_index"),
-    ("image_sizes.txt", "a/x.jpg,448,0\n", r"image_sizes.txt:1: width and height"),
-    ("image_sizes.txt", "a/x.jpg,448,112\n", "image_sizes.txt has no width,height for b/one, two.jpg"),
-    ("localization.txt", "a/x.jpg,10,20,30,40\n", "localization.txt has no box for b/one, two.jpg"),
-    ("localization.txt", "a/x.jpg,10,20,5,40\n", r"localization.txt:1: box 10,20,5,40 has its corners"),
-    ("localization.txt", "a/x.jpg,1,2,3,4\na/x.jpg,1,2,x,4\n", r"localization.txt:2: '1,2,x,4' is not"),
-    ("localization.txt", "a/x.jpg,m.png,\n", "has no mask for b/one, two.jpg"),
-    ("localization.txt", "a/x.jpg,,\n", r"localization.txt:1: no mask file"),
-])
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("image_ids.txt", "", "image_ids.txt lists no image"),
+        ("image_ids.txt", "a/x.jpg\na/x.jpg\n", "lists a/x.jpg twice"),
+        ("class_labels.txt", "a/x.jpg,0\n", "class_labels.txt has no line for b/one, two.jpg"),
+        ("class_labels.txt", "a/x.jpg,zero\n", r"class_labels.txt:1: 'zero' is not a class index"),
+        ("class_labels.txt", "a/x.jpg,0\n\nb/one, two.jpg,-1\n", r"class_labels.txt:3: class index -1"),
+        ("class_labels.txt", "a/x.jpg\n", r"class_labels.txt:1: 'a/x.jpg' is not path,class_index"),
+        ("image_sizes.txt", "a/x.jpg,448,0\n", r"image_sizes.txt:1: width and height"),
+        ("image_sizes.txt", "a/x.jpg,448,112\n", "image_sizes.txt has no width,height for b/one, two.jpg"),
+        ("localization.txt", "a/x.jpg,10,20,30,40\n", "localization.txt has no box for b/one, two.jpg"),
+        ("localization.txt", "a/x.jpg,10,20,5,40\n", r"localization.txt:1: box 10,20,5,40 has its corners"),
+        ("localization.txt", "a/x.jpg,1,2,3,4\na/x.jpg,1,2,x,4\n", r"localization.txt:2: '1,2,x,4' is not"),
+        ("localization.txt", "a/x.jpg,m.png,\n", "has no mask for b/one, two.jpg"),
+        ("localization.txt", "a/x.jpg,,\n", r"localization.txt:1: no mask file"),
+    ],
+)
 def test_errors_name_file_and_line(tiny, file, text, message):
     (tiny / "test" / file).write_text(text)
     with pytest.raises(InputError, match=message):
@@ -88,11 +101,21 @@ def test_ids_stay_inside_their_folder(tiny):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real metadata are not beside this checkout")
-@pytest.mark.parametrize("name, split, images, boxes", [
-    ("CUB", "train", 5994, 5994), ("CUB", "val", 1000, 1000), ("CUB", "test", 5794, 5794),
-    ("CARS", "train", 8144, 8144), ("CARS", "test", 8041, 8041),
-    ("ILSVRC", "val", 10000, 18532), ("ILSVRC", "test", 50000, 80477),
-    ("OpenImages", "train", 29819, None), ("OpenImages", "val", 2500, None), ("OpenImages", "test", 5000, None)])
+@pytest.mark.parametrize(
+    "name, split, images, boxes",
+    [
+        ("CUB", "train", 5994, 5994),
+        ("CUB", "val", 1000, 1000),
+        ("CUB", "test", 5794, 5794),
+        ("CARS", "train", 8144, 8144),
+        ("CARS", "test", 8041, 8041),
+        ("ILSVRC", "val", 10000, 18532),
+        ("ILSVRC", "test", 50000, 80477),
+        ("OpenImages", "train", 29819, None),
+        ("OpenImages", "val", 2500, None),
+        ("OpenImages", "test", 5000, None),
+    ],
+)
 def test_real_metadata(name, split, images, boxes):
     found = read_split(REAL / name, split, Path("images"), Path("masks"))
     assert len(found) == images and found.labels.max() == DATASETS[name].num_classes - 1
@@ -104,9 +127,11 @@ def test_class_names_from_file_folder_or_index(tmp_path):
     write_dataset(tmp_path, "Shapes")
 
     def names():
-        return load_data("Shapes", tmp_path / "dataset", tmp_path / "metadata", tmp_path / "dataset",
-                         splits=("train", "test")).class_names
-    assert names() == ["0", "1", "2"]       # its folders
+        return load_data(
+            "Shapes", tmp_path / "dataset", tmp_path / "metadata", tmp_path / "dataset", splits=("train", "test")
+        ).class_names
+
+    assert names() == ["0", "1", "2"]  # its folders
     (tmp_path / "metadata/Shapes/classes.txt").write_text("red\ngreen\nblue\n")
     assert names() == ["red", "green", "blue"]
     (tmp_path / "metadata/Shapes/classes.txt").write_text("red\n")
@@ -119,7 +144,9 @@ def test_sampling_val_images_is_seeded_and_per_class(tmp_path):
     whole = read_split(tmp_path / "metadata/Shapes", "val", tmp_path, tmp_path)
     some = sample_per_class(whole, 2, seed=1)
     assert np.bincount(some.labels).tolist() == [2, 2, 2]
-    assert some.image_ids == sample_per_class(whole, 2, seed=1).image_ids != sample_per_class(whole, 2, seed=2).image_ids
+    assert (
+        some.image_ids == sample_per_class(whole, 2, seed=1).image_ids != sample_per_class(whole, 2, seed=2).image_ids
+    )
     assert [b.tolist() for b in some.boxes] == [whole.boxes[whole.image_ids.index(i)].tolist() for i in some.image_ids]
 
 
@@ -134,8 +161,9 @@ def test_proxy_training_set(tmp_path):
 def test_masks_are_united_and_the_ignore_region_spares_them(tmp_path):
     def save(name, rows):
         Image.fromarray(np.array(rows, dtype=np.uint8)).save(tmp_path / name)
+
     save("a.png", [[255, 0], [0, 0]])
-    save("b.png", [[0, 1], [0, 0]])         # any value above 0.5 of 0..255 is foreground
+    save("b.png", [[0, 1], [0, 0]])  # any value above 0.5 of 0..255 is foreground
     save("i.png", [[255, 255], [255, 0]])
     assert load_mask(tmp_path, MaskPaths(("a.png", "b.png"), "i.png"), 2).tolist() == [[1, 1], [255, 0]]
     assert load_mask(tmp_path, MaskPaths(("a.png",), ""), 4).tolist() == [[1, 1, 0, 0]] * 2 + [[0] * 4] * 2
@@ -199,9 +227,10 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
         loader = make_loader(data, 4, workers, shuffle_seed=3)
         set_epoch(loader, (0, number))
         return [x for batch in loader for x in batch]
+
     first, again, parallel, second = epoch(1), epoch(1), epoch(1, workers=2), epoch(2)
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, again, parallel, strict=True))
-    assert not torch.equal(first[2], second[2])     # another order
+    assert not torch.equal(first[2], second[2])  # another order
     assert sorted(torch.cat(first[2::3]).tolist()) == list(range(len(data)))
     a, b = data[0][0], None
     data.moment = (0, 5)
@@ -213,13 +242,18 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
 def test_crops_and_flips_are_pieces_of_the_resized_image(tmp_path):
     data = dataset(tmp_path, augment="crop_flip", resize_size=34)
     image = load_image(data.metadata.image_path(0)).resize((34, 34), Image.Resampling.BILINEAR)
-    whole = (torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]) \
-        / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
-    pieces = {(flip, t, s): (whole[:, t:t + 32, s:s + 32].flip(2) if flip else whole[:, t:t + 32, s:s + 32])
-              for flip in (False, True) for t in range(3) for s in range(3)}
+    whole = (
+        torch.tensor(np.asarray(image)).permute(2, 0, 1) / 255 - torch.tensor([0.5, 0.4, 0.3])[:, None, None]
+    ) / torch.tensor([0.2, 0.3, 0.4])[:, None, None]
+    pieces = {
+        (flip, t, s): (whole[:, t : t + 32, s : s + 32].flip(2) if flip else whole[:, t : t + 32, s : s + 32])
+        for flip in (False, True)
+        for t in range(3)
+        for s in range(3)
+    }
     seen = set()
     for epoch in range(150):
         data.moment = (0, epoch)
         view = data[0][0]
         seen.add(next(key for key, piece in pieces.items() if torch.allclose(view, piece, atol=1e-5)))
-    assert seen == set(pieces)      # all nine corners, both ways
+    assert seen == set(pieces)  # all nine corners, both ways

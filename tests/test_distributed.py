@@ -12,7 +12,7 @@ from wsol import distributed
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision
 
 # torch is imported once, the loops are compiled once, and the processes of both groups are forked from there.
-GROUPS = '''
+GROUPS = """
 import json, sys
 import torch.multiprocessing
 from torch import distributed as dist
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     test_distributed.measure(range(1))
     for sizes in ([8, 3], [6, 0, 1, 4]):
         torch.multiprocessing.start_processes(work, (sizes, sys.argv[1]), len(sizes), start_method="fork")
-'''
+"""
 
 
 def images():
@@ -57,16 +57,25 @@ def measure(part):
     val.update(maps[part] ** 2, boxes[part])
     pixels = PixelAveragePrecision(0.01, resolution=12, threads=1)
     pixels.update(maps[part], masks[part])
-    results = [accuracy.compute(val), pixels.compute(), pixels.has_foreground,
-               {key: value.tolist() for key, value in accuracy.curve()["maxboxacc"].items()}]
+    results = [
+        accuracy.compute(val),
+        pixels.compute(),
+        pixels.has_foreground,
+        {key: value.tolist() for key, value in accuracy.curve()["maxboxacc"].items()},
+    ]
     again = [accuracy.compute(val), pixels.compute()]
     assert again == results[:2]  # its own counts are what they were
     return {"results": json.loads(json.dumps(results)), "images": accuracy.num_images}
 
 
 def test_processes_agree_to_the_last_digit(tmp_path):
-    done = subprocess.run([sys.executable, "-c", GROUPS, str(tmp_path), str(ROOT), str(ROOT / "tests")],
-                          capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", GROUPS, str(tmp_path), str(ROOT), str(ROOT / "tests")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     alone = measure(range(11))
     assert alone["results"][0]["maxboxacc_v2"] > 0 and alone["results"][1]["pxap"] > 0

@@ -33,7 +33,10 @@ NETWORKS = {
     "mobilenet_v3 (mlp)": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), "classifier"),
     "squeezenet (conv)": (lambda: torchvision.models.squeezenet1_1(num_classes=5), "classifier.1"),
     "convnext (torchvision)": (lambda: torchvision.models.convnext_tiny(num_classes=5), "classifier.2"),
-    "vit (torchvision)": (lambda: torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5), "heads.head"),
+    "vit (torchvision)": (
+        lambda: torchvision.models.VisionTransformer(32, 16, 2, 2, 32, 64, num_classes=5),
+        "heads.head",
+    ),
     "timm vit": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5), "head"),
     "timm efficientnet": (lambda: timm.create_model("tf_efficientnet_lite0", num_classes=5), "classifier"),
 }
@@ -64,7 +67,7 @@ def test_both_branches_equal_the_model_before_training_and_logits_after(name):
     after = dual(images)
     assert torch.equal(after.logits, expected)
     assert not torch.equal(after.sigmoid_logits, expected)
-    for key, tensor in model.state_dict().items():      # BatchNorm's running statistics are among them
+    for key, tensor in model.state_dict().items():  # BatchNorm's running statistics are among them
         assert torch.equal(tensor, before[key]), key
 
 
@@ -128,5 +131,6 @@ def test_an_output_that_does_not_follow_from_the_head_is_noticed():
     class Sum(TinyNet):
         def forward(self, images):
             return super().forward(images).sum(dim=0, keepdim=True)
+
     with pytest.raises(InputError, match="image by image"):
         dualize(Sum(5))(torch.randn(3, 3, 32, 32))

@@ -23,8 +23,14 @@ from wsol.per_image import PerImage
 
 
 def run_command(*argv: str, cwd, **environment) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, str(ROOT / "main.py"), *argv], cwd=cwd, capture_output=True, text=True,
-                          env=os.environ | environment, timeout=600)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *argv],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        timeout=600,
+    )
 
 
 def files_below(folder) -> dict[str, bytes]:
@@ -37,6 +43,7 @@ def results_without_times(results: dict) -> dict:
 
 # ------------------------------------------------------------------- a whole run
 
+
 @pytest.fixture
 def finished(shapes):
     results = program.main(arguments(shapes, "--save_scoremaps", "--save_every", "1"))
@@ -46,27 +53,58 @@ def finished(shapes):
 def test_a_run_leaves_everything_in_its_folder(finished):
     _, folder, results = finished
     names = {p.name for p in folder.iterdir()}
-    assert {"config.yaml", "log.txt", "metrics.jsonl", "results.json", "results.csv", "per_class.csv", "per_image.npz",
-            "figures", "scoremaps", "last_checkpoint.pth.tar", "best_checkpoint.pth.tar", "1_checkpoint.pth.tar",
-            "2_checkpoint.pth.tar",
-            "vanilla_last_checkpoint.pth.tar"} <= names
+    assert {
+        "config.yaml",
+        "log.txt",
+        "metrics.jsonl",
+        "results.json",
+        "results.csv",
+        "per_class.csv",
+        "per_image.npz",
+        "figures",
+        "scoremaps",
+        "last_checkpoint.pth.tar",
+        "best_checkpoint.pth.tar",
+        "1_checkpoint.pth.tar",
+        "2_checkpoint.pth.tar",
+        "vanilla_last_checkpoint.pth.tar",
+    } <= names
     figures = {p.name for p in (folder / "figures").iterdir()}
-    assert figures == {"maps_cam.png", "maps_gradcam.png", "maps_gradcam++.png", "maps_xgradcam.png",
-                       "maps_layercam.png", "box_accuracy.png"}
+    assert figures == {
+        "maps_cam.png",
+        "maps_gradcam.png",
+        "maps_gradcam++.png",
+        "maps_xgradcam.png",
+        "maps_layercam.png",
+        "box_accuracy.png",
+    }
     for path in (folder / "figures").iterdir():
-        assert np.asarray(Image.open(path).convert("L")).std() > 10     # not a blank page
+        assert np.asarray(Image.open(path).convert("L")).std() > 10  # not a blank page
 
     saved = json.loads((folder / "results.json").read_text())
     assert saved == json.loads(json.dumps(results))
     assert saved["schema"] == 1 and saved["dataset"] == "Shapes" and saved["num_images"] == 12
     assert set(saved["seconds"]) == {"train", "inference", "evaluation"}
-    assert set(saved["classification"]) == {"top1"}         # top5 says nothing with three classes
+    assert set(saved["classification"]) == {"top1"}  # top5 says nothing with three classes
     rows = [(r["method"], r["head"], r["clamped"]) for r in saved["rows"]]
     assert len(rows) == len(set(rows)) == 4 * 3 + 2
     assert ("layercam", "sigmoid", False) in rows and ("cam", "sigmoid", True) in rows
     for row in saved["rows"]:
-        assert {"maxboxacc", "maxboxacc_v2", "maxboxacc_v1", "gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc",
-                "top1_loc_best", "top1_loc_val", "pxap", "tau", "normalization", "num_degenerate"} <= set(row)
+        assert {
+            "maxboxacc",
+            "maxboxacc_v2",
+            "maxboxacc_v1",
+            "gt_loc",
+            "gt_loc_best",
+            "gt_loc_val",
+            "top1_loc",
+            "top1_loc_best",
+            "top1_loc_val",
+            "pxap",
+            "tau",
+            "normalization",
+            "num_degenerate",
+        } <= set(row)
         assert row["maxboxacc_v2"] == pytest.approx(np.mean(list(row["maxboxacc"].values())))
         assert 0 <= row["top1_loc"] <= row["gt_loc"] <= row["gt_loc_best"] == row["maxboxacc_v1"] <= 100
     assert {"maxboxacc_v2", "pxap"} <= set(saved["center"]) and "top1_loc" not in saved["center"]
@@ -87,12 +125,17 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         classes = list(csv.DictReader(file))
     assert len(classes) == 3 * len(rows) and classes[1]["row"] == "cam_softmax_clamped"
     images = PerImage.load(folder)
-    assert len(images.image_ids) == 12 and list(images.rows) == [line["row"] for line in classes[:len(rows)]]
+    assert len(images.image_ids) == 12 and list(images.rows) == [line["row"] for line in classes[: len(rows)]]
 
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [(x["stage"], x["epoch"], x["split"]) for x in lines] == [
-        ("vanilla", 1, "train"), ("vanilla", 2, "train"),
-        ("b2", 1, "train"), ("b2", 1, "val"), ("b2", 2, "train"), ("b2", 2, "val")]
+        ("vanilla", 1, "train"),
+        ("vanilla", 2, "train"),
+        ("b2", 1, "train"),
+        ("b2", 1, "val"),
+        ("b2", 2, "train"),
+        ("b2", 2, "val"),
+    ]
     assert all({"loss", "top1", "lr", "seconds"} <= set(line) for line in lines)
     log = (folder / "log.txt").read_text()
     assert "linear probe" in log and "MaxBoxAccV2" in log
@@ -113,16 +156,32 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
     assert results_without_times(again) == results_without_times(results)
     assert (folder / "config.yaml").read_text() == config
     assert "train" not in json.loads((folder / "results.json").read_text())["seconds"]
-    fewer = program.main(["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--methods", "cam",
-                          "--heads", "sigmoid_clamped", "--eval_checkpoint_type", "best", "--bootstrap", "0"])
+    fewer = program.main(
+        [
+            "--root",
+            str(root / "runs"),
+            "--experiment_name",
+            "run",
+            "--eval_only",
+            "--methods",
+            "cam",
+            "--heads",
+            "sigmoid_clamped",
+            "--eval_checkpoint_type",
+            "best",
+            "--bootstrap",
+            "0",
+        ]
+    )
     assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
     assert list(PerImage.load(folder).rows) == ["cam_sigmoid_clamped"]
     again = ["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--eval_checkpoint_type"]
     with pytest.raises(InputError, match="holds no sigmoid branch"):
         program.main([*again, "vanilla_last", "--model_structure", "b2"])
     probe = program.main([*again, "vanilla_last"])
-    assert [r["maxboxacc"] for r in probe["rows"]] == [r["maxboxacc"] for r in results["rows"]
-                                                       if r["head"] == "softmax" and not r["clamped"]]
+    assert [r["maxboxacc"] for r in probe["rows"]] == [
+        r["maxboxacc"] for r in results["rows"] if r["head"] == "softmax" and not r["clamped"]
+    ]
     with pytest.raises(InputError, match=r"no checkpoint .*present there: 1, 2, best, last, vanilla_1, "):
         program.main([*again, "highest"])
 
@@ -137,7 +196,9 @@ def test_same_seed_same_numbers_and_another_seed_others(shapes):
 
 @pytest.mark.parametrize("structure, heads", [("vanilla", 1), ("b1", 1), ("b2", 3)])
 def test_structures(shapes, structure, heads):
-    results = program.main(arguments(shapes, "--model_structure", structure, "--methods", "cam", "--augment", "crop_flip"))
+    results = program.main(
+        arguments(shapes, "--model_structure", structure, "--methods", "cam", "--augment", "crop_flip")
+    )
     assert len(results["rows"]) == heads
     content = torch.load(shapes / "runs/run/last_checkpoint.pth.tar", weights_only=True)
     assert ("fc2.weight" in content["state_dict"]) == (structure == "b2")
@@ -172,14 +233,17 @@ def test_cached_features_change_nothing_that_matters(shapes, monkeypatch):
     cached = program.main(arguments(shapes, "--methods", "cam", "--augment", "none", name="cached"))
     monkeypatch.setattr(program.training, "features_can_be_cached", lambda *_: False)
     plain = program.main(arguments(shapes, "--methods", "cam", "--augment", "none", name="plain"))
-    a, b = (torch.load(shapes / "runs" / n / "last_checkpoint.pth.tar", weights_only=True)["state_dict"]
-            for n in ("cached", "plain"))
+    a, b = (
+        torch.load(shapes / "runs" / n / "last_checkpoint.pth.tar", weights_only=True)["state_dict"]
+        for n in ("cached", "plain")
+    )
     for key in a:
         assert torch.allclose(a[key], b[key], atol=1e-5), key
     assert cached["classification"] == plain["classification"]
 
 
 # ------------------------------------------------------------------- resuming
+
 
 class Killed(BaseException):
     """Ends the program where kill -9 would."""
@@ -188,6 +252,7 @@ class Killed(BaseException):
 @pytest.mark.parametrize("writes", [1, 2, 3, 4, 5])
 def test_a_killed_run_resumes_to_the_checkpoint_of_an_undisturbed_one(shapes, monkeypatch, writes):
     from wsol import checkpoint
+
     settings = ("--augment", "crop_flip", "--methods", "cam", "--epochs", "3", "--train_only")
     program.main(arguments(shapes, *settings, name="whole"))
 
@@ -198,6 +263,7 @@ def test_a_killed_run_resumes_to_the_checkpoint_of_an_undisturbed_one(shapes, mo
             raise Killed
         done.append(path)
         real(path, content)
+
     monkeypatch.setattr(checkpoint, "save", save_then_die)
     with pytest.raises(Killed):
         program.main(arguments(shapes, *settings, name="cut"))
@@ -205,14 +271,23 @@ def test_a_killed_run_resumes_to_the_checkpoint_of_an_undisturbed_one(shapes, mo
     program.main(["--root", str(shapes / "runs"), "--experiment_name", "cut", "--resume", "--train_only"])
 
     for name in ("last", "best"):
-        whole, cut = (torch.load(shapes / "runs" / run / f"{name}_checkpoint.pth.tar", weights_only=True)
-                      for run in ("whole", "cut"))
+        whole, cut = (
+            torch.load(shapes / "runs" / run / f"{name}_checkpoint.pth.tar", weights_only=True)
+            for run in ("whole", "cut")
+        )
         assert whole["epoch"] == cut["epoch"] and whole["best"] == cut["best"]
         assert all(torch.equal(whole["state_dict"][k], cut["state_dict"][k]) for k in whole["state_dict"])
-    assert all(torch.equal(whole["optimizer"]["state"][k]["momentum_buffer"], v["momentum_buffer"])
-               for k, v in cut["optimizer"]["state"].items())
-    lines = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in
-              (shapes / "runs" / run / "metrics.jsonl").read_text().splitlines()] for run in ("whole", "cut")]
+    assert all(
+        torch.equal(whole["optimizer"]["state"][k]["momentum_buffer"], v["momentum_buffer"])
+        for k, v in cut["optimizer"]["state"].items()
+    )
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k != "seconds"}
+            for line in (shapes / "runs" / run / "metrics.jsonl").read_text().splitlines()
+        ]
+        for run in ("whole", "cut")
+    ]
     assert lines[0] == lines[1]
 
 
@@ -225,11 +300,36 @@ def test_resuming_a_finished_run_evaluates_it(shapes):
 def test_kill_dash_nine_leaves_a_run_that_resumes(tmp_path):
     """The real process, really killed, on the real network."""
     write_dataset(tmp_path, "Shapes", images=8)
-    command = ["--dataset_name", "Shapes", "--experiment_name", "cut", "--root", "runs", "--workers", "1", "--methods",
-               "cam", "--crop_size", "32", "--resize_size", "40", "--epochs", "40", "--vanilla_epochs", "1",
-               "--cam_curve_interval", "0.1", "--augment", "crop_flip"]
-    process = subprocess.Popen([sys.executable, str(ROOT / "main.py"), *command], cwd=tmp_path,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [
+        "--dataset_name",
+        "Shapes",
+        "--experiment_name",
+        "cut",
+        "--root",
+        "runs",
+        "--workers",
+        "1",
+        "--methods",
+        "cam",
+        "--crop_size",
+        "32",
+        "--resize_size",
+        "40",
+        "--epochs",
+        "40",
+        "--vanilla_epochs",
+        "1",
+        "--cam_curve_interval",
+        "0.1",
+        "--augment",
+        "crop_flip",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *command],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
     last = tmp_path / "runs/cut/last_checkpoint.pth.tar"
     deadline = time.monotonic() + 300
     while not last.exists() and time.monotonic() < deadline:
@@ -239,7 +339,9 @@ def test_kill_dash_nine_leaves_a_run_that_resumes(tmp_path):
     assert last.exists(), "no checkpoint was written within the time"
     reached = torch.load(last, weights_only=True)["epoch"]
     assert 1 <= reached < 40
-    done = run_command("--root", "runs", "--experiment_name", "cut", "--resume", "--epochs", str(reached + 1), cwd=tmp_path)
+    done = run_command(
+        "--root", "runs", "--experiment_name", "cut", "--resume", "--epochs", str(reached + 1), cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert torch.load(last, weights_only=True)["epoch"] == reached + 1
     assert f"resuming after epoch {reached}" in done.stdout
@@ -256,8 +358,15 @@ PUBLISHED = """--dataset_name ILSVRC --architecture efficientnet_lite0 --wsol_me
 def test_published_commands(tmp_path):
     write_dataset(tmp_path, "ILSVRC", labels=[0, 7, 999], images=2, splits=("train", "val", "test"))
     tensors = build("efficientnet_lite0").network.state_dict()
-    torch.save({"architecture": "efficientnet_lite0", "epoch": 3, "optimizer": {},
-                "state_dict": {f"module.{key}": tensor for key, tensor in tensors.items()}}, tmp_path / "CHECKPOINT")
+    torch.save(
+        {
+            "architecture": "efficientnet_lite0",
+            "epoch": 3,
+            "optimizer": {},
+            "state_dict": {f"module.{key}": tensor for key, tensor in tensors.items()},
+        },
+        tmp_path / "CHECKPOINT",
+    )
     environment = {"WANDB_MODE": "offline", "HOME": str(tmp_path)}
     trained = run_command(*PUBLISHED, cwd=tmp_path, **environment)
     assert trained.returncode == 0, trained.stderr
@@ -284,21 +393,25 @@ def test_published_commands(tmp_path):
 
 # ------------------------------------------------------------------- bad input, before any work
 
-@pytest.mark.parametrize("flags, message", [
-    (["--ft_ckpt", "nowhere.pth"], "checkpoint nowhere.pth does not exist"),
-    (["--methods", "gradcan"], "did you mean 'gradcam'"),
-    (["--heads", "sigmoidal"], "did you mean 'sigmoid"),
-    (["--model_structure", "vanilla", "--unfreeze_layer", "fc2"], "needs --model_structure b2"),
-    (["--model_structure", "b1", "--heads", "sigmoid"], "needs a sigmoid branch"),
-    (["--unfreeze_layer", "none"], "nothing to train"),
-    (["--crop_size", "64", "--augment", "crop_flip"], "smaller than --crop_size"),
-    (["--gpus", "first"], "--gpus 'first'"),
-    (["--data_root", "/nowhere"], "first image of the train split is missing"),
-    (["--metadata_root", "/nowhere"], "no metadata for the data set 'Shapes'"),
-    (["--resume", "--eval_only"], "exclude each other"),
-    (["--resume"], "there is no run"),
-    (["--eval_only"], "there is no run"),
-])
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--ft_ckpt", "nowhere.pth"], "checkpoint nowhere.pth does not exist"),
+        (["--methods", "gradcan"], "did you mean 'gradcam'"),
+        (["--heads", "sigmoidal"], "did you mean 'sigmoid"),
+        (["--model_structure", "vanilla", "--unfreeze_layer", "fc2"], "needs --model_structure b2"),
+        (["--model_structure", "b1", "--heads", "sigmoid"], "needs a sigmoid branch"),
+        (["--unfreeze_layer", "none"], "nothing to train"),
+        (["--crop_size", "64", "--augment", "crop_flip"], "smaller than --crop_size"),
+        (["--gpus", "first"], "--gpus 'first'"),
+        (["--data_root", "/nowhere"], "first image of the train split is missing"),
+        (["--metadata_root", "/nowhere"], "no metadata for the data set 'Shapes'"),
+        (["--resume", "--eval_only"], "exclude each other"),
+        (["--resume"], "there is no run"),
+        (["--eval_only"], "there is no run"),
+    ],
+)
 def test_bad_input_is_one_clear_line_and_nothing_is_written(shapes, flags, message):
     before = files_below(shapes)
     with pytest.raises(InputError, match=message) as caught:
@@ -327,6 +440,7 @@ def test_existing_runs_are_kept_unless_told_otherwise(shapes):
 def test_a_second_process_keeps_off(shapes):
     program.main(arguments(shapes, "--methods", "cam", "--train_only", "--epochs", "1"))
     from wsol.run_folder import RunFolder
+
     first = RunFolder(str(shapes / "runs"), "run", must_exist=True)
     first.open(None)
     with pytest.raises(InputError, match="another process is at work"):
@@ -354,6 +468,7 @@ def test_command_line_errors_have_no_traceback(tmp_path):
 
 
 # ------------------------------------------------------------------- shapes of data
+
 
 @pytest.mark.parametrize("form", ["boxes", "masks"])
 def test_boxes_or_masks_decide_the_metrics(tmp_path, form):
@@ -384,15 +499,33 @@ def test_cars_layout(tmp_path):
 
 def test_cam_target(shapes):
     """With --cam_target pred an image whose class is not predicted gets the map of another class."""
-    both = [program.main(arguments(shapes, "--methods", "cam", "--vanilla_lr", "1e-9", "--lr", "1e-9", "--save_scoremaps",
-                                   "--cam_target", target, name=target)) for target in ("gt", "pred")]
+    both = [
+        program.main(
+            arguments(
+                shapes,
+                "--methods",
+                "cam",
+                "--vanilla_lr",
+                "1e-9",
+                "--lr",
+                "1e-9",
+                "--save_scoremaps",
+                "--cam_target",
+                target,
+                name=target,
+            )
+        )
+        for target in ("gt", "pred")
+    ]
     assert both[0]["classification"] == both[1]["classification"]
     assert both[0]["classification"]["top1"] < 100
     assert both[0]["rows"] != both[1]["rows"]
 
 
 def test_random_branch_start(shapes):
-    program.main(arguments(shapes, "--epochs", "0", "--vanilla_epochs", "1", "--sigmoid_init", "random", "--train_only"))
+    program.main(
+        arguments(shapes, "--epochs", "0", "--vanilla_epochs", "1", "--sigmoid_init", "random", "--train_only")
+    )
     tensors = torch.load(shapes / "runs/run/last_checkpoint.pth.tar", weights_only=True)["state_dict"]
     assert not torch.equal(tensors["fc2.weight"], tensors["fc.weight"])
     assert tensors["fc2.weight"].abs().max() < 0.06 and (tensors["fc2.bias"] == 0).all()
@@ -400,8 +533,9 @@ def test_random_branch_start(shapes):
 
 def test_config_file_repeats_a_run(shapes):
     first = program.main(arguments(shapes, "--methods", "cam,layercam", "--heads", "sigmoid,softmax"))
-    again = program.main(["--config", str(shapes / "runs/run/config.yaml"), "--root", str(shapes / "runs"),
-                          "--experiment_name", "again"])
+    again = program.main(
+        ["--config", str(shapes / "runs/run/config.yaml"), "--root", str(shapes / "runs"), "--experiment_name", "again"]
+    )
     assert results_without_times(first) == results_without_times(again)
 
 
@@ -417,11 +551,18 @@ def test_the_embedded_default(tmp_path):
 
 
 def test_all_methods_with_both_heads_and_what_they_cost(shapes, capsys):
-    results = program.main(arguments(shapes, "--methods", "all", "--epochs", "1", "--perturb_batch", "16", "--bootstrap", "0"))
+    results = program.main(
+        arguments(shapes, "--methods", "all", "--epochs", "1", "--perturb_batch", "16", "--bootstrap", "0")
+    )
     found = {(row["method"], row["head"], row["clamped"]) for row in results["rows"]}
     for name, method in CAM_METHODS.items():
-        heads = ({("none", False)} if method.headless else {("softmax", False), ("sigmoid", True), ("softmax", True)}
-                 if method.weights else {("softmax", False), ("sigmoid", False)})
+        heads = (
+            {("none", False)}
+            if method.headless
+            else {("softmax", False), ("sigmoid", True), ("softmax", True)}
+            if method.weights
+            else {("softmax", False), ("sigmoid", False)}
+        )
         assert {(head, clamped) for one, head, clamped in found if one == name} == heads, name
     assert len(CAM_METHODS) >= 16
     printed = capsys.readouterr().out

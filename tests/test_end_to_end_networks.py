@@ -19,16 +19,25 @@ from wsol.errors import InputError
 
 def noise(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:
     """Tensors of these names and shapes on which activations keep their scale through ReLUs."""
-    return {name: torch.randn(shape) * math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else torch.zeros(shape)
-            for name, shape in shapes.items()}
+    return {
+        name: torch.randn(shape) * math.sqrt(2 / math.prod(shape[1:])) if len(shape) > 1 else torch.zeros(shape)
+        for name, shape in shapes.items()
+    }
 
 
 def test_published_commands_on_vgg16(tmp_path):
     """Both commands of the protocol, 1,000 classes, from a checkpoint in wsolevaluation's names."""
     write_dataset(tmp_path, "ILSVRC", labels=[0, 999], images=1, splits=("train", "test"))
     tensors = noise(VGG_14 | CONV6 | layer("fc", 1000, 1024))
-    torch.save({"architecture": "vgg16", "epoch": 7, "optimizer": {"state": {}, "param_groups": []},
-                "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}}, tmp_path / "CHECKPOINT")
+    torch.save(
+        {
+            "architecture": "vgg16",
+            "epoch": 7,
+            "optimizer": {"state": {}, "param_groups": []},
+            "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()},
+        },
+        tmp_path / "CHECKPOINT",
+    )
     command = [{"efficientnet_lite0": "vgg16"}.get(word, word) for word in PUBLISHED]
     environment = {"WANDB_MODE": "offline", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     trained = run_command(*command, cwd=tmp_path, **environment)
@@ -54,24 +63,46 @@ def test_published_commands_on_vgg16(tmp_path):
     assert (folder / "results.json").exists()
 
 
-@pytest.mark.parametrize("architecture, dataset, form, classes, more", [
-    ("resnet50", "CUB", "boxes", 200, []),
-    ("inception_v3", "OpenImages", "masks", 100, ["--large_feature_map"]),
-    ("vit", "CARS", "boxes", 196, []),
-    ("resnet50", "CARS", "boxes", 196, ["--last_layer", "conv"]),
-])
+@pytest.mark.parametrize(
+    "architecture, dataset, form, classes, more",
+    [
+        ("resnet50", "CUB", "boxes", 200, []),
+        ("inception_v3", "OpenImages", "masks", 100, ["--large_feature_map"]),
+        ("vit", "CARS", "boxes", 196, []),
+        ("resnet50", "CARS", "boxes", 196, ["--last_layer", "conv"]),
+    ],
+)
 def test_networks_on_the_data_sets_layouts(tmp_path, architecture, dataset, form, classes, more):
     if dataset == "CARS":
         for split in ("train", "test"):
             write_dataset(tmp_path, dataset, splits=(split,), folder=f"cars_{split}", images=1, labels=[0, 195])
     else:
         write_dataset(tmp_path, dataset, images=1, labels=[0, classes - 1], form=form)
-    settings = [*arguments(tmp_path, dataset=dataset), "--architecture", architecture, "--pretrained", "FALSE",
-                "--crop_size", "96", "--resize_size", "112", "--batch_size", "2", "--epochs", "1",
-                "--methods", "cam,gradcam", "--heads", "sigmoid_clamped", *more]
+    settings = [
+        *arguments(tmp_path, dataset=dataset),
+        "--architecture",
+        architecture,
+        "--pretrained",
+        "FALSE",
+        "--crop_size",
+        "96",
+        "--resize_size",
+        "112",
+        "--batch_size",
+        "2",
+        "--epochs",
+        "1",
+        "--methods",
+        "cam,gradcam",
+        "--heads",
+        "sigmoid_clamped",
+        *more,
+    ]
     results = program.main(settings)
     assert [(r["method"], r["head"], r["clamped"]) for r in results["rows"]] == [
-        ("cam", "sigmoid", True), ("gradcam", "sigmoid", True)]
+        ("cam", "sigmoid", True),
+        ("gradcam", "sigmoid", True),
+    ]
     assert results["num_classes"] == classes
     for row in results["rows"]:
         assert row["num_degenerate"] == 0
@@ -85,11 +116,27 @@ def test_a_dual_cam_checkpoint_is_evaluated_where_it_lies(tmp_path):
     write_dataset(tmp_path, "CUB", images=1, labels=[0, 199], splits=("val", "test"))
     tensors = noise(VGG_14 | CONV6 | layer("fc", 200, 1024) | layer("fc2", 200, 1024))
     (tmp_path / "runs/theirs").mkdir(parents=True)
-    torch.save({"architecture": "vgg16", "epoch": 7, "optimizer": {},
-                "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()}},
-               tmp_path / "runs/theirs/last_checkpoint.pth.tar")
-    results = program.main([*arguments(tmp_path, dataset="CUB", name="theirs"), "--architecture", "vgg16", "--methods",
-                            "gradcam", "--heads", "softmax,sigmoid_clamped", "--eval_only"])
+    torch.save(
+        {
+            "architecture": "vgg16",
+            "epoch": 7,
+            "optimizer": {},
+            "state_dict": {f"module.{name}": tensor for name, tensor in tensors.items()},
+        },
+        tmp_path / "runs/theirs/last_checkpoint.pth.tar",
+    )
+    results = program.main(
+        [
+            *arguments(tmp_path, dataset="CUB", name="theirs"),
+            "--architecture",
+            "vgg16",
+            "--methods",
+            "gradcam",
+            "--heads",
+            "softmax,sigmoid_clamped",
+            "--eval_only",
+        ]
+    )
     assert len(results["rows"]) == 2 and results["num_classes"] == 200
 
 
@@ -101,10 +148,12 @@ NECK = ("features.4", "features.5")
 @pytest.fixture
 def necked():
     """`--architecture necked`: TinyNet whose second convolution and norm come without weights."""
+
     def builder(wanted):
         with torch.random.fork_rng():
             torch.manual_seed(0)
             return Classifier(TinyNet(), "fc", target_layer="features.6", neck=NECK)
+
     ARCHITECTURES["necked"] = Architecture("necked", builder)
     yield
     del ARCHITECTURES["necked"]
@@ -117,10 +166,13 @@ def test_the_vanilla_stage_trains_every_new_layer_and_nothing_else(tmp_path, nec
     tried = []
     real = program.training.cache_features
     monkeypatch.setattr(program.training, "cache_features", lambda *a: tried.append(1) or real(*a))
-    settings = [*arguments(tmp_path, "--augment", "none", "--methods", "cam", dataset=dataset, name="cached"),
-                "--architecture", "necked"]
+    settings = [
+        *arguments(tmp_path, "--augment", "none", "--methods", "cam", dataset=dataset, name="cached"),
+        "--architecture",
+        "necked",
+    ]
     cached = program.main(settings)
-    assert tried == [1]     # the branch's stage, not the one that changes the neck
+    assert tried == [1]  # the branch's stage, not the one that changes the neck
     folder = tmp_path / "runs/cached"
     vanilla = checkpoint.load(folder / "vanilla_last_checkpoint.pth.tar")["state_dict"]
     last = checkpoint.load(folder / "last_checkpoint.pth.tar")["state_dict"]
@@ -139,9 +191,11 @@ def test_the_vanilla_stage_trains_every_new_layer_and_nothing_else(tmp_path, nec
 
 def test_what_was_cached_is_forgotten_when_the_trunk_learns(tmp_path):
     from test_training import loader_of
+
     dual = Classifier(TinyNet(5), "fc", target_layer="features.6").set_trainable(["softmax_head"])
-    trainer = program.training.Trainer(loader_of(torch.randn(6, 3, 32, 32)), torch.device("cpu"), seed=0,
-                                       set_epoch=lambda *_: None, decay_frequency=3)
+    trainer = program.training.Trainer(
+        loader_of(torch.randn(6, 3, 32, 32)), torch.device("cpu"), seed=0, set_epoch=lambda *_: None, decay_frequency=3
+    )
     trainer._inputs(dual)
     first = trainer._features.tensors[0]
     trainer._inputs(dual.set_trainable(["trunk"]))
@@ -153,16 +207,27 @@ def test_what_was_cached_is_forgotten_when_the_trunk_learns(tmp_path):
 
 # ------------------------------------------------------------------- forms and weights on the command line
 
-@pytest.mark.parametrize("flags, message", [
-    (["--architecture", "vgg16", "--last_layer", "conv", "--methods", "gradcam"], "--last_layer conv: vgg16's original"),
-    (["--architecture", "vgg16", "--classifier_form", "original", "--methods", "gradcam,cam"],
-     "the method cam needs a head of one linear layer over the 512 channels"),
-    (["--architecture", "vit", "--crop_size", "50"], "--crop_size 50: .* does not take such images"),
-    (["--architecture", "resnet50", "--pretrained_path", "/nowhere"],
-     "--pretrained_path /nowhere: no such file.*download https"),
-    (["--pretrained_path", "x.pth", "--pretrained", "FALSE"], "leave one out"),
-    (["--architecture", "swin_t", "--pretrained", "FALSE", "--large_feature_map"], "cannot halve the stride"),
-])
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (
+            ["--architecture", "vgg16", "--last_layer", "conv", "--methods", "gradcam"],
+            "--last_layer conv: vgg16's original",
+        ),
+        (
+            ["--architecture", "vgg16", "--classifier_form", "original", "--methods", "gradcam,cam"],
+            "the method cam needs a head of one linear layer over the 512 channels",
+        ),
+        (["--architecture", "vit", "--crop_size", "50"], "--crop_size 50: .* does not take such images"),
+        (
+            ["--architecture", "resnet50", "--pretrained_path", "/nowhere"],
+            "--pretrained_path /nowhere: no such file.*download https",
+        ),
+        (["--pretrained_path", "x.pth", "--pretrained", "FALSE"], "leave one out"),
+        (["--architecture", "swin_t", "--pretrained", "FALSE", "--large_feature_map"], "cannot halve the stride"),
+    ],
+)
 def test_bad_input_is_one_clear_line_and_nothing_is_written(shapes, flags, message):
     if "--pretrained" not in flags and "--pretrained_path" not in flags:
         flags = [*flags, "--pretrained", "FALSE"]
@@ -173,6 +238,20 @@ def test_bad_input_is_one_clear_line_and_nothing_is_written(shapes, flags, messa
 
 def test_form_follows_the_methods_without_a_checkpoint(shapes, capsys):
     for methods, form in (("cam,gradcam", "cam"), ("gradcam", "original")):
-        program.main(arguments(shapes, "--architecture", "inception_v3", "--pretrained", "FALSE", "--methods", methods,
-                               "--crop_size", "96", "--resize_size", "96", "--dry_run"))
+        program.main(
+            arguments(
+                shapes,
+                "--architecture",
+                "inception_v3",
+                "--pretrained",
+                "FALSE",
+                "--methods",
+                methods,
+                "--crop_size",
+                "96",
+                "--resize_size",
+                "96",
+                "--dry_run",
+            )
+        )
         assert f"inception_v3 has its {form} form, as the methods are {methods}" in capsys.readouterr().out

@@ -16,20 +16,28 @@ OF_FIRST = {"gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", 
 
 def split_of(boxes, tmp_path) -> SplitMetadata:
     count = len(boxes)
-    return SplitMetadata("test", [f"{i}.png" for i in range(count)], np.arange(count) % 6, tmp_path, tmp_path,
-                         np.full((count, 2), 224), boxes)
+    return SplitMetadata(
+        "test",
+        [f"{i}.png" for i in range(count)],
+        np.arange(count) % 6,
+        tmp_path,
+        tmp_path,
+        np.full((count, 2), 224),
+        boxes,
+    )
 
 
 def measured(metadata: SplitMetadata, maps: np.ndarray, logits: torch.Tensor, gt_boxes: str) -> Evaluation:
     found = Evaluation(metadata, [ROW], interval=0.05, gt_boxes=gt_boxes)
-    found.update(ScoreMaps(np.arange(len(maps)), metadata.labels, logits, None, {ROW: maps},
-                           {ROW: np.zeros(len(maps), bool)}))
+    found.update(
+        ScoreMaps(np.arange(len(maps)), metadata.labels, logits, None, {ROW: maps}, {ROW: np.zeros(len(maps), bool)})
+    )
     return found
 
 
 def square(x0: int, y0: int, side: int = 60) -> np.ndarray:
     scoremap = np.zeros((224, 224), np.float32)
-    scoremap[y0:y0 + side, x0:x0 + side] = 1
+    scoremap[y0 : y0 + side, x0 : x0 + side] = 1
     return scoremap
 
 
@@ -44,10 +52,15 @@ def test_by_hand(tmp_path):
 def test_first_is_a_data_set_of_first_boxes_for_its_keys_and_any_for_all_others(tmp_path):
     random = np.random.default_rng(0)
     corners = random.integers(0, 120, (30, 3, 2))
-    boxes = [np.concatenate([c, c + random.integers(50, 100, (3, 2))], axis=1)[:1 + i % 3]
-             for i, c in enumerate(corners)]
-    maps = np.stack([square(*of_image[-1, :2], side=70) * random.uniform(0.2, 1, (224, 224)).astype(np.float32)
-                     for of_image in boxes])
+    boxes = [
+        np.concatenate([c, c + random.integers(50, 100, (3, 2))], axis=1)[: 1 + i % 3] for i, c in enumerate(corners)
+    ]
+    maps = np.stack(
+        [
+            square(*of_image[-1, :2], side=70) * random.uniform(0.2, 1, (224, 224)).astype(np.float32)
+            for of_image in boxes
+        ]
+    )
     logits = torch.randn(30, 6)
     every, trimmed = split_of(boxes, tmp_path), split_of([of_image[:1] for of_image in boxes], tmp_path)
     computed = []
@@ -71,6 +84,7 @@ def test_the_flag_reaches_the_evaluation(shapes, monkeypatch, gt_boxes, expected
     def watched(self, *args, **more):
         seen.append(more["gt_boxes"])
         original(self, *args, **more)
+
     monkeypatch.setattr(Evaluation, "__init__", watched)
     results = program.main(arguments(shapes, "--methods", "cam", "--heads", "softmax", "--epochs", "0", *gt_boxes))
     assert set(seen) == {expected} and results["config"]["gt_boxes"] == expected

@@ -36,7 +36,7 @@ def run(monkeypatch, capsys, *argv) -> tuple[int, str, str]:
     capsys.readouterr()
     try:
         code = program.run_from_shell()
-    except SystemExit as leaving:       # argparse leaves by itself
+    except SystemExit as leaving:  # argparse leaves by itself
         code = leaving.code
     return code, *capsys.readouterr()
 
@@ -49,10 +49,14 @@ def test_overlays_grids_and_raw_maps_of_a_folder(pictures, monkeypatch, capsys):
     code, out, error = run(monkeypatch, capsys, "--save_npy", "in", "--out", "out", *FAST)
     assert code == 0, error
     assert written(pictures / "out") == sorted(
-        f"{folder}/{name}" for name in ("a/x", "b/x") for folder, name in
-        [("grid", f"{name}.jpg"), *((f"{method}_softmax", name + end) for method in ("gradcam", "layercam")
-                                    for end in (".jpg", ".npy"))])
-    assert Image.open("out/gradcam_softmax/b/x.jpg").size == (90, 40)     # the picture's own size, not the network's
+        f"{folder}/{name}"
+        for name in ("a/x", "b/x")
+        for folder, name in [
+            ("grid", f"{name}.jpg"),
+            *((f"{method}_softmax", name + end) for method in ("gradcam", "layercam") for end in (".jpg", ".npy")),
+        ]
+    )
+    assert Image.open("out/gradcam_softmax/b/x.jpg").size == (90, 40)  # the picture's own size, not the network's
     # Raw maps and probabilities are what the library gives for the evaluation's view of the picture.
     model = build("tiny")
     image = eval_tensor(Image.open("in/b/x.png"), 48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[None]
@@ -87,7 +91,10 @@ def test_pictures_of_one_name_from_different_places(pictures, monkeypatch, capsy
     code, _, error = run(monkeypatch, capsys, "in/a", "in/b/x.png", "in/a/x.png", "--out", "out", *FAST)
     assert code == 0, error
     assert [name for name in written(pictures / "out") if name.startswith("grid")] == [
-        "grid/a/x.jpg", "grid/b/x.jpg", "grid/x.jpg"]
+        "grid/a/x.jpg",
+        "grid/b/x.jpg",
+        "grid/x.jpg",
+    ]
 
 
 def trained(root):
@@ -98,15 +105,33 @@ def trained(root):
 def test_a_checkpoint_of_ours_brings_architecture_branch_and_class_names(shapes, monkeypatch, capsys):
     file = trained(shapes)
     picture = shapes / "dataset/Shapes/test/0/0.png"
-    code, out, error = run(monkeypatch, capsys, str(picture), "--out", str(shapes / "out"), "--ckpt", str(file),
-                           "--crop_size", "48", "--class", "1", "--save_npy")
+    code, out, error = run(
+        monkeypatch,
+        capsys,
+        str(picture),
+        "--out",
+        str(shapes / "out"),
+        "--ckpt",
+        str(file),
+        "--crop_size",
+        "48",
+        "--class",
+        "1",
+        "--save_npy",
+    )
     assert code == 0, error
     names = torch.load(file)["class_names"]
     assert f"maps of {names[1]}, number" in out
-    assert all(f"%  {name}" in out for name in names) and len(names) == 3       # fewer than five classes
+    assert all(f"%  {name}" in out for name in names) and len(names) == 3  # fewer than five classes
     folders = {path.parent.name for path in (shapes / "out").rglob("*.jpg")}
-    assert {"grid", "gradcam_softmax", "gradcam_softmax_clamped", "gradcam_sigmoid_clamped", "layercam_softmax",
-            "layercam_sigmoid"} <= folders
+    assert {
+        "grid",
+        "gradcam_softmax",
+        "gradcam_softmax_clamped",
+        "gradcam_sigmoid_clamped",
+        "layercam_softmax",
+        "layercam_sigmoid",
+    } <= folders
     model = dualize(build("tiny", 3))
     checkpoint.load_state_dict(model, torch.load(file)["state_dict"], "file")
     image = eval_tensor(load_picture(picture), 48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[None]
@@ -120,8 +145,9 @@ def test_a_checkpoint_of_the_references(pictures, monkeypatch, capsys):
     model = dualize(build("tiny"))
     tensors = {f"module.{name}": tensor for name, tensor in checkpoint.state_dict(model).items()}
     torch.save({"architecture": "tiny", "epoch": 3, "state_dict": tensors, "optimizer": None}, "theirs.pth.tar")
-    code, out, error = run(monkeypatch, capsys, "in/a/x.png", "--out", "out", *FAST, "--ckpt", "theirs.pth.tar",
-                           "--class", "tabby CAT")
+    code, out, error = run(
+        monkeypatch, capsys, "in/a/x.png", "--out", "out", *FAST, "--ckpt", "theirs.pth.tar", "--class", "tabby CAT"
+    )
     assert code == 0 and "maps of tabby, number" in out, error
     assert (pictures / "out/gradcam_sigmoid_clamped/x.jpg").is_file()
     # 1000 classes, no branch, in a bare state dict.
@@ -142,8 +168,11 @@ CASES = {
     "text for a picture": (["in", "notes.jpg"], "notes.jpg cannot be read (it is no image"),
     "a cut-off picture": (["in/a/x.png", "cut.png"], "cut.png cannot be read"),
     "a folder without pictures": (["empty"], "there is no picture in empty"),
-    "a folder with bad pictures": (["."], "image cut.png cannot be read (image file is truncated); replace the file, "
-                                   "or give --skip_bad_images (bad, too: 1 more)"),
+    "a folder with bad pictures": (
+        ["."],
+        "image cut.png cannot be read (image file is truncated); replace the file, "
+        "or give --skip_bad_images (bad, too: 1 more)",
+    ),
     "a file for --out": (["in", "--out", "notes.jpg"], "notes.jpg is a file"),
     "below a file": (["in", "--out", "notes.jpg/deep/er"], "notes.jpg is a file"),
     "an unknown class": (["in", "--class", "tabbi"], "did you mean 'tabby'"),
@@ -197,11 +226,12 @@ def test_pictures_of_every_kind_look_as_a_person_sees_them(tmp_path):
         picture = load_picture(tmp_path / name)
         assert picture.mode == "RGB"
         return np.asarray(picture)
+
     exif = Image.Exif()
-    exif[0x0112] = 6        # taken with the camera turned: shown a quarter turn clockwise
+    exif[0x0112] = 6  # taken with the camera turned: shown a quarter turn clockwise
     np.testing.assert_array_equal(loaded("turned.png", plain, exif=exif), np.rot90(pixels, -1))
     np.testing.assert_array_equal(loaded("grey.png", plain.convert("L"))[..., 1], np.asarray(plain.convert("L")))
-    deep = (np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200)
+    deep = np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200
     np.testing.assert_array_equal(loaded("deep.png", Image.fromarray(deep))[..., 0], deep // 257)
     clear = plain.copy()
     clear.putalpha(Image.fromarray(np.where(np.arange(9) < 4, 0, 255).astype(np.uint8)[None].repeat(6, 0)))
@@ -226,7 +256,7 @@ def test_classes_by_name():
         find_class("retriever", names, synonyms)
     with pytest.raises(InputError, match="did you mean 'espresso'"):
         find_class("expresso", names, synonyms)
-    assert find_class("square", ["a red square", "squares", "circle"]) == 0      # a whole word before a part of one
+    assert find_class("square", ["a red square", "squares", "circle"]) == 0  # a whole word before a part of one
 
 
 def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
@@ -240,11 +270,11 @@ def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
     sheet = visualize.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
     thumbnail = visualize._thumbnail(image)
     height, width = thumbnail.shape[:2]
-    for row, scoremap in maps.items():      # all but the strip at the bottom, where a remark may stand
-        cell = visualize.overlay(thumbnail, scoremap)[:height - 20]
+    for row, scoremap in maps.items():  # all but the strip at the bottom, where a remark may stand
+        cell = visualize.overlay(thumbnail, scoremap)[: height - 20]
         corner = np.flatnonzero((sheet[:-height, :-width] == cell[0, 0]).all(axis=2))
         places = [divmod(at, sheet.shape[1] - width) for at in corner]
-        assert sum(np.array_equal(sheet[y:y + height - 20, x:x + width], cell) for y, x in places) == 1, row
+        assert sum(np.array_equal(sheet[y : y + height - 20, x : x + width], cell) for y, x in places) == 1, row
     for shape in ((1, 1, 3), (10, 2000, 3), (2000, 10, 3)):
         assert visualize.contact_sheet(np.zeros(shape, np.uint8), "", [("a", 1.0)], maps, heads).max() == 255
 

@@ -44,10 +44,12 @@ def run(capsys, tmp_path, monkeypatch):
     def command(*argv) -> tuple[int, str, str]:
         code = tool.main([str(a) for a in argv])
         return (code, *capsys.readouterr())
+
     return command
 
 
 # --------------------------------------------------------------------------- official files, rebuilt from the real metadata
+
 
 @pytest.fixture
 def cub(tmp_path) -> Path:
@@ -57,11 +59,12 @@ def cub(tmp_path) -> Path:
     images, sizes = [], {}
     for split, flag in (("train", 1), ("test", 0)):
         at = REAL / "CUB" / split
-        for (image_id, label), (_, *box) in zip(columns(at / "class_labels.txt", 1), columns(at / "localization.txt", 4),
-                                                strict=True):
+        for (image_id, label), (_, *box) in zip(
+            columns(at / "class_labels.txt", 1), columns(at / "localization.txt", 4), strict=True
+        ):
             images.append((int(label), image_id, flag, list(map(int, box))))
         sizes |= {i: f"{w},{h}" for i, w, h in columns(at / "image_sizes.txt", 2)}
-    images = [x for k in range(200) for x in images if x[0] == k]      # stable: the order within a split stays
+    images = [x for k in range(200) for x in images if x[0] == k]  # stable: the order within a split stays
     table = {"images": "", "image_class_labels": "", "train_test_split": "", "bounding_boxes": ""}
     for n, (label, image_id, flag, (x0, y0, x1, y1)) in enumerate(images, 1):
         table["images"] += f"{n} {image_id}\n"
@@ -82,7 +85,7 @@ def test_cub(cub, run, tmp_path):
     for split in ("train", "test"):
         assert_same(tmp_path / "metadata/CUB" / split, REAL / "CUB" / split)
     assert (tmp_path / "metadata/CUB/classes.txt").read_text().startswith("001.Black_footed_Albatross\n")
-    code, out, _ = run("copy", REAL, "--datasets", "CUB", "--splits", "val")      # what the official files lack
+    code, out, _ = run("copy", REAL, "--datasets", "CUB", "--splits", "val")  # what the official files lack
     assert code == 0 and "CUB: val copied" in out
     assert_same(tmp_path / "metadata/CUB/val", REAL / "CUB/val")
     code, out, _ = run("check", "CUB", "--metadata_only")
@@ -96,8 +99,12 @@ def test_cars(run, tmp_path):
     devkit.mkdir()
     for split, file in (("train", "cars_train_annos.mat"), ("test", "cars_test_annos_withlabels.mat")):
         at = REAL / "CARS" / split
-        rows = [(*map(np.uint16, box), np.uint8(int(label) + 1), name) for (name, label), (_, *box) in zip(
-            columns(at / "class_labels.txt", 1), columns(at / "localization.txt", 4), strict=True)]
+        rows = [
+            (*map(np.uint16, box), np.uint8(int(label) + 1), name)
+            for (name, label), (_, *box) in zip(
+                columns(at / "class_labels.txt", 1), columns(at / "localization.txt", 4), strict=True
+            )
+        ]
         kind = [(key, object) for key in ("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2", "class", "fname")]
         scipy_io.savemat(devkit / file, {"annotations": np.array(rows, dtype=kind)[None]})
     names = np.array([f"Make Model {k}" for k in range(196)], dtype=object)
@@ -119,15 +126,19 @@ def ilsvrc_annotations(folder: Path, images: int) -> None:
     boxes: dict[str, list] = {}
     for image_id, *box in columns(at / "localization.txt", 4):
         boxes.setdefault(image_id, []).append(box)
-    for (image_id, label), (_, width, height) in zip(columns(at / "class_labels.txt", 1)[:images],
-                                                     columns(at / "image_sizes.txt", 2)[:images], strict=True):
+    for (image_id, label), (_, width, height) in zip(
+        columns(at / "class_labels.txt", 1)[:images], columns(at / "image_sizes.txt", 2)[:images], strict=True
+    ):
         objects = "".join(
             f"<object><name>n{int(label):08d}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin><xmax>{x1}</xmax>"
-            f"<ymax>{y1}</ymax></bndbox></object>" for x0, y0, x1, y1 in boxes[image_id])
+            f"<ymax>{y1}</ymax></bndbox></object>"
+            for x0, y0, x1, y1 in boxes[image_id]
+        )
         stem = Path(image_id).stem
         (folder / f"{stem}.xml").write_text(
             f"<annotation><folder>val</folder><filename>{stem}</filename><size><width>{width}</width>"
-            f"<height>{height}</height><depth>3</depth></size>\n{objects}</annotation>")
+            f"<height>{height}</height><depth>3</depth></size>\n{objects}</annotation>"
+        )
 
 
 @real
@@ -156,38 +167,50 @@ def test_ilsvrc_train_and_ground_truth(run, tmp_path):
     assert run("ilsvrc", "--train", "train")[0] == 0
     (tmp_path / "train_cls.txt").write_text("n02/n02_2 1\nn02/n02_10 2\nn01/n01_2 3\nn01/n01_10 4\n")
     code, out, _ = run("ilsvrc", "--train", "train_cls.txt")
-    assert code == 0 and "nothing was changed" in out       # the list and the folders say the same
+    assert code == 0 and "nothing was changed" in out  # the list and the folders say the same
     made = tmp_path / "metadata/ILSVRC/train"
-    assert (made / "class_labels.txt").read_text() == ("train/n01/n01_10.JPEG,0\ntrain/n01/n01_2.JPEG,0\n"
-                                                       "train/n02/n02_10.JPEG,1\ntrain/n02/n02_2.JPEG,1")
+    assert (made / "class_labels.txt").read_text() == (
+        "train/n01/n01_10.JPEG,0\ntrain/n01/n01_2.JPEG,0\ntrain/n02/n02_10.JPEG,1\ntrain/n02/n02_2.JPEG,1"
+    )
     assert (made / "localization.txt").read_text() == (made / "image_sizes.txt").read_text() == ""
     (tmp_path / "val").mkdir()
     (tmp_path / "val/ILSVRC2012_val_00000001.xml").write_text(
         "<annotation><size><width>9</width><height>8</height></size><object><name>n02</name><bndbox><xmin>1</xmin>"
-        "<ymin>2</ymin><xmax>9</xmax><ymax>5</ymax></bndbox></object></annotation>")
+        "<ymin>2</ymin><xmax>9</xmax><ymax>5</ymax></bndbox></object></annotation>"
+    )
     kind = [("ILSVRC2012_ID", object), ("WNID", object)]
     scipy_io.savemat(tmp_path / "meta.mat", {"synsets": np.array([(1, "n02"), (2, "n01")], dtype=kind)[:, None]})
     (tmp_path / "truth.txt").write_text("1\n")
     flags = ("ilsvrc", "--annotations", "val", "--train", "train", "--ground_truth", "truth.txt", "--meta", "meta.mat")
     code, _, error = run(*flags)
     assert code == 0, error
-    assert (tmp_path / "metadata/ILSVRC/test/localization.txt").read_text() == "val/ILSVRC2012_val_00000001.JPEG,1,2,8,5"
+    assert (
+        tmp_path / "metadata/ILSVRC/test/localization.txt"
+    ).read_text() == "val/ILSVRC2012_val_00000001.JPEG,1,2,8,5"
     (tmp_path / "truth.txt").write_text("2\n")
     code, _, error = run(*flags, "--force")
     assert code == 2 and "are of class n02, the ground truth says n01" in error
 
 
-@pytest.mark.parametrize("file, text, message", [
-    ("images.txt", "1 a/x.jpg\n2\n", "images.txt:2: '2' has 1 words, not 2"),
-    ("bounding_boxes.txt", "1 1 1 5 nan\n", "bounding_boxes.txt:1: cannot convert float NaN"),
-    ("bounding_boxes.txt", "1 90 1 5 5\n", "bounding_boxes.txt:1: box 90,1,95,6 has no pixel in the 20x10 image"),
-    ("bounding_boxes.txt", "", "bounding_boxes.txt has no line for image 1"),
-    ("image_class_labels.txt", "1 7\n", "image_class_labels.txt:1: classes.txt has no class 7"),
-    ("classes.txt", None, "classes.txt is missing; is "),
-])
+@pytest.mark.parametrize(
+    "file, text, message",
+    [
+        ("images.txt", "1 a/x.jpg\n2\n", "images.txt:2: '2' has 1 words, not 2"),
+        ("bounding_boxes.txt", "1 1 1 5 nan\n", "bounding_boxes.txt:1: cannot convert float NaN"),
+        ("bounding_boxes.txt", "1 90 1 5 5\n", "bounding_boxes.txt:1: box 90,1,95,6 has no pixel in the 20x10 image"),
+        ("bounding_boxes.txt", "", "bounding_boxes.txt has no line for image 1"),
+        ("image_class_labels.txt", "1 7\n", "image_class_labels.txt:1: classes.txt has no class 7"),
+        ("classes.txt", None, "classes.txt is missing; is "),
+    ],
+)
 def test_broken_official_files_are_named_and_nothing_is_written(run, tmp_path, file, text, message):
-    good = {"images.txt": "1 a/x.jpg\n", "image_class_labels.txt": "1 1\n", "train_test_split.txt": "1 1\n",
-            "bounding_boxes.txt": "1 1.0 1.0 5.0 5.0\n", "classes.txt": "1 a\n"}
+    good = {
+        "images.txt": "1 a/x.jpg\n",
+        "image_class_labels.txt": "1 1\n",
+        "train_test_split.txt": "1 1\n",
+        "bounding_boxes.txt": "1 1.0 1.0 5.0 5.0\n",
+        "classes.txt": "1 a\n",
+    }
     (tmp_path / "images/a").mkdir(parents=True)
     Image.new("RGB", (20, 10)).save(tmp_path / "images/a/x.jpg")
     for name, content in (good | {file: text}).items():
@@ -199,7 +222,7 @@ def test_broken_official_files_are_named_and_nothing_is_written(run, tmp_path, f
     assert files_below(tmp_path) == before
     for name, content in good.items():
         (tmp_path / name).write_text(content)
-    assert run("cub", ".")[0] == 0      # sizes come from the images
+    assert run("cub", ".")[0] == 0  # sizes come from the images
 
 
 def test_cars_says_that_scipy_is_needed(run, tmp_path, monkeypatch):
@@ -210,6 +233,7 @@ def test_cars_says_that_scipy_is_needed(run, tmp_path, monkeypatch):
 
 
 # --------------------------------------------------------------------------- copy, force
+
 
 @pytest.fixture
 def checkout(tmp_path) -> Path:
@@ -229,12 +253,13 @@ def test_copy_maps_the_former_name_and_changes_no_byte(run, checkout, tmp_path):
     assert files_below(made / "val") == files_below(checkout / "metadata/Shapes/train-fullsup")
     assert (made / "train/image_ids_proxy.txt").exists() and not (made / "train/notes.md").exists()
     before = files_below(tmp_path)
-    assert "nothing was changed" in run("copy", checkout / "metadata/Shapes")[1]     # a data set's own folder will do
+    assert "nothing was changed" in run("copy", checkout / "metadata/Shapes")[1]  # a data set's own folder will do
     (checkout / "metadata/Shapes/test/localization.txt").write_text("test/0/0.png,1,2\n")
     code, _, error = run("copy", checkout, "--force")
     assert code == 2 and "has no mask for test/0/1.png" in error or "localization.txt" in error
-    assert files_below(made) == {k.removeprefix("metadata/Shapes/"): v for k, v in before.items()
-                                 if k.startswith("metadata/Shapes/")}
+    assert files_below(made) == {
+        k.removeprefix("metadata/Shapes/"): v for k, v in before.items() if k.startswith("metadata/Shapes/")
+    }
 
 
 def test_only_force_replaces_and_splits_are_added(run, checkout, tmp_path):
@@ -250,7 +275,7 @@ def test_only_force_replaces_and_splits_are_added(run, checkout, tmp_path):
     code, out, _ = run("copy", checkout, "--force")
     assert code == 0 and "Shapes: train, val copied" in out
     assert (made / "keep.txt").exists() and "mine" not in (made / "train/class_labels.txt").read_text()
-    assert sorted(p.name for p in (tmp_path / "metadata").iterdir()) == ["Shapes"]      # no temporary folder stays
+    assert sorted(p.name for p in (tmp_path / "metadata").iterdir()) == ["Shapes"]  # no temporary folder stays
 
 
 def test_copy_from_git_and_from_nowhere(run, checkout, tmp_path):
@@ -275,6 +300,7 @@ def test_copy_of_the_real_metadata(run, tmp_path):
 
 # --------------------------------------------------------------------------- a user's own folder
 
+
 @pytest.fixture
 def pictures(tmp_path) -> Path:
     """images/{cat,dog}/0..9.png of 40x30, each with a square whose place is its number."""
@@ -283,7 +309,7 @@ def pictures(tmp_path) -> Path:
             for kind in ("images", "masks"):
                 (tmp_path / "own" / kind / name).mkdir(parents=True, exist_ok=True)
             mask = np.zeros((30, 40), np.uint8)
-            mask[n:n + 5, 2 * n:2 * n + 8] = 255
+            mask[n : n + 5, 2 * n : 2 * n + 8] = 255
             Image.fromarray(mask).convert("RGB").save(tmp_path / "own/images" / name / f"{n}.png")
             Image.fromarray(mask).save(tmp_path / "own/masks" / name / f"{n}.png")
     return tmp_path / "own"
@@ -295,21 +321,39 @@ def expected_box(image_id: str) -> list[int]:
 
 
 def read_own(tmp_path):
-    return load_data("Own", data_root=tmp_path / "dataset", metadata_root=tmp_path / "metadata",
-                     mask_root=tmp_path / "dataset", splits=("train", "val", "test"))
+    return load_data(
+        "Own",
+        data_root=tmp_path / "dataset",
+        metadata_root=tmp_path / "metadata",
+        mask_root=tmp_path / "dataset",
+        splits=("train", "val", "test"),
+    )
 
 
 def annotate(pictures: Path, kind: str) -> list[str]:
     """COCO json, XML or the masks as they are; returns the flags."""
     members = [(n, path) for n, path in enumerate(sorted((pictures / "images").rglob("*.png")))]
     if kind == "coco":
-        (pictures / "coco.json").write_text(json.dumps({
-            "images": [{"id": n, "file_name": f"{p.parent.name}/{p.name}"} for n, p in members],
-            "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "tree"}],
-            "annotations": [a for n, p in members for a in (
-                {"image_id": n, "category_id": 3, "bbox": [0, 0, 40, 30]},
-                {"image_id": n, "category_id": 1 + (p.parent.name == "dog"),
-                 "bbox": [2 * int(p.stem) + 0.25, int(p.stem), 7.5, 5]})]}))
+        (pictures / "coco.json").write_text(
+            json.dumps(
+                {
+                    "images": [{"id": n, "file_name": f"{p.parent.name}/{p.name}"} for n, p in members],
+                    "categories": [{"id": 1, "name": "cat"}, {"id": 2, "name": "dog"}, {"id": 3, "name": "tree"}],
+                    "annotations": [
+                        a
+                        for n, p in members
+                        for a in (
+                            {"image_id": n, "category_id": 3, "bbox": [0, 0, 40, 30]},
+                            {
+                                "image_id": n,
+                                "category_id": 1 + (p.parent.name == "dog"),
+                                "bbox": [2 * int(p.stem) + 0.25, int(p.stem), 7.5, 5],
+                            },
+                        )
+                    ],
+                }
+            )
+        )
         return ["--coco", "own/coco.json"]
     if kind == "voc":
         (pictures / "annotations/cat").mkdir(parents=True)
@@ -318,14 +362,17 @@ def annotate(pictures: Path, kind: str) -> list[str]:
             x0, y0, x1, y1 = expected_box(p.name)
             (pictures / "annotations" / p.parent.name / f"{p.stem}.xml").write_text(
                 f"<annotation><object><name>{p.parent.name}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
-                f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object></annotation>")
+                f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object></annotation>"
+            )
         return ["--voc", "own/annotations"]
     return ["--masks", "own/masks"]
 
 
 @pytest.mark.parametrize("kind", ["coco", "voc", "masks"])
 def test_own_folder(run, pictures, tmp_path, kind):
-    code, out, error = run("folder", pictures, "--name", "Own", *annotate(pictures, kind), "--split", "0.6", "0.1", "0.3")
+    code, out, error = run(
+        "folder", pictures, "--name", "Own", *annotate(pictures, kind), "--split", "0.6", "0.1", "0.3"
+    )
     assert code == 0 and "12 train, 2 val, 6 test images of 2 classes" in out, error
     data = read_own(tmp_path)
     assert data.class_names == ["cat", "dog"]
@@ -339,13 +386,17 @@ def test_own_folder(run, pictures, tmp_path, kind):
     ids = [set(s.image_ids) for s in data.splits.values()]
     assert len(set.union(*ids)) == 20
     again = run("folder", pictures, "--name", "Own", *_flags(kind), "--split", "0.6", "0.1", "0.3")
-    assert "nothing was changed" in again[1]        # the same seed
+    assert "nothing was changed" in again[1]  # the same seed
     assert run("folder", pictures, "--name", "Own", *_flags(kind), "--seed", "5")[0] == 2
     assert run("check", "Own")[0] == 0
 
 
 def _flags(kind):
-    return {"coco": ["--coco", "own/coco.json"], "voc": ["--voc", "own/annotations"], "masks": ["--masks", "own/masks"]}[kind]
+    return {
+        "coco": ["--coco", "own/coco.json"],
+        "voc": ["--voc", "own/annotations"],
+        "masks": ["--masks", "own/masks"],
+    }[kind]
 
 
 def test_own_folder_with_given_splits_instances_and_ignore_masks(run, pictures, tmp_path):
@@ -374,11 +425,14 @@ def test_own_folder_with_given_splits_instances_and_ignore_masks(run, pictures, 
 
 def test_bad_own_folders(run, pictures, tmp_path):
     flags = ("folder", pictures, "--name", "Own")
-    cases = [((*flags,), "give one of --coco"), ((*flags, "--masks", tmp_path), "is not below"),
-             ((*flags, "--masks", pictures / "masks", "--split", "1", "1", "1"), "add up to 1"),
-             ((*flags, "--coco", "none.json"), "none.json is missing"),
-             ((*flags, "--voc", "nowhere"), "no annotation belongs to any of the 20 images"),
-             (("folder", "nowhere", "--name", "Own", "--voc", "x"), "images is missing")]
+    cases = [
+        ((*flags,), "give one of --coco"),
+        ((*flags, "--masks", tmp_path), "is not below"),
+        ((*flags, "--masks", pictures / "masks", "--split", "1", "1", "1"), "add up to 1"),
+        ((*flags, "--coco", "none.json"), "none.json is missing"),
+        ((*flags, "--voc", "nowhere"), "no annotation belongs to any of the 20 images"),
+        (("folder", "nowhere", "--name", "Own", "--voc", "x"), "images is missing"),
+    ]
     (tmp_path / "bad.json").write_text('{"images": []}')
     cases.append(((*flags, "--coco", "bad.json"), "bad.json is not COCO json"))
     for argv, message in cases:
@@ -390,6 +444,7 @@ def test_bad_own_folders(run, pictures, tmp_path):
 
 
 # --------------------------------------------------------------------------- check
+
 
 def test_check_counts_and_finds_everything(run, tmp_path):
     write_dataset(tmp_path, "Shapes", form="both")
@@ -412,21 +467,32 @@ def test_check_counts_and_finds_everything(run, tmp_path):
     before = files_below(tmp_path)
     code, out, _ = run("check", "Shapes")
     assert code == 1 and files_below(tmp_path) == before
-    for problem in ("train: 2 images are (train/1/0.png, train/1/3.png) missing of 13",
-                    "train: 1 line (ghost.png) of class_labels.txt about images that image_ids.txt does not list",
-                    "train: 1 of 5 classes have no image: index 3", "test: 2 of 5 classes have no image: index 3, 4",
-                    "test: 1 line (ghost.png) of localization.txt", "test: 1 mask is (test/0/0_mask.png) missing of 12",
-                    "test: 1 box reaches (test/0/1.png (0,0,900,5 in ", "test: 1 image is (test/2/0.png) in train, too",
-                    "class_labels.txt has no line for val/0/1.png"):
+    for problem in (
+        "train: 2 images are (train/1/0.png, train/1/3.png) missing of 13",
+        "train: 1 line (ghost.png) of class_labels.txt about images that image_ids.txt does not list",
+        "train: 1 of 5 classes have no image: index 3",
+        "test: 2 of 5 classes have no image: index 3, 4",
+        "test: 1 line (ghost.png) of localization.txt",
+        "test: 1 mask is (test/0/0_mask.png) missing of 12",
+        "test: 1 box reaches (test/0/1.png (0,0,900,5 in ",
+        "test: 1 image is (test/2/0.png) in train, too",
+        "class_labels.txt has no line for val/0/1.png",
+    ):
         assert f"wrong: {problem}" in out or problem in out, problem
     assert "9 problems" in out
     assert run("check", "Nowhere")[0] == 2
 
 
 def test_the_command_from_a_shell(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / "scripts/prepare_metadata.py"), "check", "CUB"], cwd=tmp_path,
-                          capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.startswith("prepare_metadata.py: error: ") and "Trace" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts/prepare_metadata.py"), "check", "CUB"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2 and done.stderr.startswith("prepare_metadata.py: error: ") and "Trace" not in done.stderr
+    )
 
 
 def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeypatch):
@@ -436,6 +502,7 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
         (made / split / "class_labels.txt").write_text("mine")
     before = files_below(made)
     from wsol.datasets import writer
+
     rename, calls = writer.os.rename, []
 
     def failing(source, target):
@@ -443,6 +510,7 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
         if len(calls) == 4:
             raise OSError(28, "No space left on device", str(target))
         rename(source, target)
+
     monkeypatch.setattr(writer.os, "rename", failing)
     assert run("copy", checkout, "--force")[0] == 2
     assert files_below(made) == before

@@ -49,7 +49,7 @@ def dual_network(dtype=torch.float64) -> nn.Module:
     for head, scale in ((network.fc, 3.0), (dual.sigmoid_head, 2.0)):
         nn.init.normal_(head.weight, std=scale)
     with torch.no_grad():
-        dual.train().set_trainable(["trunk"])(torch.randn(16, 3, 40, 40))   # BatchNorm statistics that matter
+        dual.train().set_trainable(["trunk"])(torch.randn(16, 3, 40, 40))  # BatchNorm statistics that matter
     return dual.to(dtype).train()
 
 
@@ -95,6 +95,7 @@ def scene():
 
 # ------------------------------------------------------------------- the imputation
 
+
 def by_gradcam(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     return NoisyLinearImputer(noise=0)(image.float(), known.float())
 
@@ -104,8 +105,11 @@ def by_gradcam(image: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
 def test_imputation_equals_gradcams_sparse_solve(height, width, share, smooth, seed):
     """Whatever is known: to float32's rounding of grad-cam's result in float64, to 1e-3 in float32."""
     torch.manual_seed(seed)
-    scores = torch.rand(height, width) if not smooth else F.interpolate(
-        torch.rand(1, 1, 4, 4), (height, width), mode="bilinear")[0, 0]
+    scores = (
+        torch.rand(height, width)
+        if not smooth
+        else F.interpolate(torch.rand(1, 1, 4, 4), (height, width), mode="bilinear")[0, 0]
+    )
     known = scores <= torch.quantile(scores, share)
     image = torch.randn(3, height, width)
     expected = by_gradcam(image, known)
@@ -118,8 +122,14 @@ def test_imputation_equals_gradcams_sparse_solve(height, width, share, smooth, s
 @pytest.mark.parametrize("pattern", ["one corner", "one pixel", "checkerboard", "one unknown"])
 def test_imputation_of_patterns(pattern):
     y, x = np.indices((48, 37))
-    known = torch.from_numpy({"one corner": (y == 0) & (x == 0), "one pixel": (y == 20) & (x == 9),
-                              "checkerboard": (x + y) % 2 == 0, "one unknown": (y != 47) | (x != 36)}[pattern])
+    known = torch.from_numpy(
+        {
+            "one corner": (y == 0) & (x == 0),
+            "one pixel": (y == 20) & (x == 9),
+            "checkerboard": (x + y) % 2 == 0,
+            "one unknown": (y != 47) | (x != 36),
+        }[pattern]
+    )
     image = torch.randn(3, 48, 37)
     found = linear_imputation(image[None].double(), known[None])[0]
     assert (found - by_gradcam(image, known)).abs().max() < 1e-6
@@ -128,6 +138,7 @@ def test_imputation_of_patterns(pattern):
 def test_imputation_at_full_size_in_float32(monkeypatch):
     """A smooth map's upper half removed at 224 x 224, in few iterations."""
     import wsol.metrics.imputation as module
+
     calls, cycle = [], module._v_cycle
     monkeypatch.setattr(module, "_v_cycle", lambda levels, r: calls.append(r.shape[-1]) or cycle(levels, r))
     scores = F.interpolate(torch.rand(1, 1, 7, 7), (224, 224), mode="bilinear")[0]
@@ -155,11 +166,12 @@ def test_imputation_is_each_images_own():
     known[1, 0, 0] = True
     beside_nan = linear_imputation(images, known)
     for i in (0, 2):
-        assert torch.allclose(linear_imputation(images[i:i + 1], known[i:i + 1])[0], together[i], atol=1e-9, rtol=0)
+        assert torch.allclose(linear_imputation(images[i : i + 1], known[i : i + 1])[0], together[i], atol=1e-9, rtol=0)
         assert torch.isfinite(beside_nan[i]).all()
 
 
 # ------------------------------------------------------------------- grad-cam's metrics
+
 
 @pytest.mark.parametrize("head", HEADS)
 def test_confidence_change_equals_gradcams(scene, head):
@@ -168,8 +180,10 @@ def test_confidence_change_equals_gradcams(scene, head):
     found = confidence_change(Probe(dual, images, class_ids, batch=2), maps)[head]
     before = Probe(dual, images, class_ids).before[head].numpy()
     targets = [ClassifierOutputSoftmaxTarget(int(k)) for k in class_ids]
-    drop, increase, change = (metric()(images, maps.numpy(), targets, Head(dual, head)) for metric in (
-        DropInConfidence, IncreaseInConfidence, CamMultImageConfidenceChange))
+    drop, increase, change = (
+        metric()(images, maps.numpy(), targets, Head(dual, head))
+        for metric in (DropInConfidence, IncreaseInConfidence, CamMultImageConfidenceChange)
+    )
     assert (drop > 0.01).any()
     np.testing.assert_allclose(found["avg_drop"], drop / (before + 1e-7), atol=1e-6)
     np.testing.assert_allclose(found["inc_conf"], increase)
@@ -192,13 +206,16 @@ def test_road_equals_gradcams(scene, head, monkeypatch):
         position = next(i for i, known in enumerate(images) if torch.equal(known, image.float()))
         smooth = solve(NoisyLinearImputer(noise=0), image.float(), mask)
         return (smooth + imputer.noise * noise[position] * (mask == 0)).double()
+
     monkeypatch.setattr(NoisyLinearImputer, "__call__", impute)
     targets = [ClassifierOutputSoftmaxTarget(int(k)) for k in class_ids]
     found = road(Probe(dual, images.double(), class_ids, batch=5, noise=noise.double()), maps.double())[head]
     arguments_ = images.double(), maps.numpy(), targets, Head(dual, head)
     np.testing.assert_allclose(found, ROADCombined()(*arguments_), atol=1e-6)
-    least, most = (np.mean([metric(p)(*arguments_) for p in range(10, 100, 10)], axis=0)
-                   for metric in (ROADLeastRelevantFirst, ROADMostRelevantFirst))
+    least, most = (
+        np.mean([metric(p)(*arguments_) for p in range(10, 100, 10)], axis=0)
+        for metric in (ROADLeastRelevantFirst, ROADMostRelevantFirst)
+    )
     np.testing.assert_allclose(found, (least - most) / 2, atol=1e-6)
     assert (found.abs() > 1e-3).any()
 
@@ -213,6 +230,7 @@ def test_road_in_float32_is_close(scene):
 
 
 # ------------------------------------------------------------------- float64 loops from the formulas
+
 
 def loop_area(dual, start: np.ndarray, finish: np.ndarray, scoremap: np.ndarray, class_id: int, head: str) -> float:
     """Petsiuk's game one pixel at a time: np.trapezoid over 21 scores."""
@@ -258,11 +276,15 @@ def test_averages_equal_the_formulas(scene, shift):
     probe = Probe(dual, images, class_ids)
     metric.update(measure(probe, maps, ["confidence"]))
     for head in HEADS:
-        pairs = [(confidence(dual, x.numpy(), k)[head], confidence(dual, (x * m).numpy(), k)[head])
-                 for x, m, k in zip(images, maps, class_ids.tolist(), strict=True)]
-        expected = {"avg_drop": 100 * np.mean([max(0, y - o) / (y + 1e-7) for y, o in pairs]),
-                    "inc_conf": 100 * np.mean([o > y for y, o in pairs]),
-                    "avg_gain": 100 * np.mean([max(0, o - y) / (1 - y + 1e-7) for y, o in pairs])}
+        pairs = [
+            (confidence(dual, x.numpy(), k)[head], confidence(dual, (x * m).numpy(), k)[head])
+            for x, m, k in zip(images, maps, class_ids.tolist(), strict=True)
+        ]
+        expected = {
+            "avg_drop": 100 * np.mean([max(0, y - o) / (y + 1e-7) for y, o in pairs]),
+            "inc_conf": 100 * np.mean([o > y for y, o in pairs]),
+            "avg_gain": 100 * np.mean([max(0, o - y) / (1 - y + 1e-7) for y, o in pairs]),
+        }
         assert metric.compute()[head] == pytest.approx(expected, abs=1e-6)
         seen.append(expected["avg_gain" if shift else "avg_drop"])
     assert max(seen) > 1
@@ -273,10 +295,10 @@ def test_pointing_games():
     maps = torch.zeros(4, 6, 10)
     inside = torch.zeros(4, 6, 10, dtype=torch.bool)
     inside[:, 1:3, 7:10] = True
-    maps[0, 2, 8], maps[0, 5, 0] = 1.0, 0.25            # on the object, and a little elsewhere
-    maps[1, 5, 2] = 1.0                                 # (2, 5) would be no hit, either, but (1, 7) ...
-    maps[2, 1, 7], maps[2, 0, 9] = 0.7, 0.7             # a tie: the first counts, which is outside
-    inside[3] = True                                    # everywhere, but the map is zero
+    maps[0, 2, 8], maps[0, 5, 0] = 1.0, 0.25  # on the object, and a little elsewhere
+    maps[1, 5, 2] = 1.0  # (2, 5) would be no hit, either, but (1, 7) ...
+    maps[2, 1, 7], maps[2, 0, 9] = 0.7, 0.7  # a tie: the first counts, which is outside
+    inside[3] = True  # everywhere, but the map is zero
     assert pointing_game(maps, inside).tolist() == [1, 0, 0, 0]
     assert energy_pointing_game(maps, inside).tolist() == pytest.approx([0.8, 0, 0.5, 0])
     for i in range(200):
@@ -291,6 +313,7 @@ def test_pointing_games():
 
 # ------------------------------------------------------------------- edges
 
+
 def test_chunks_and_the_output_at_hand_change_nothing(scene):
     dual, images, class_ids, maps = scene
     noise = torch.randn_like(images)
@@ -299,8 +322,15 @@ def test_chunks_and_the_output_at_hand_change_nothing(scene):
     with torch.no_grad():
         output = dual.eval()(images)
     parts = measure(Probe(dual, images, class_ids, batch=1, noise=noise, output=output), maps, MEASURES)
-    assert set(whole) == set(parts) == {f"{head}/{key}" for head in HEADS for key in (
-        "avg_drop", "inc_conf", "avg_gain", "insertion", "deletion", "road")}
+    assert (
+        set(whole)
+        == set(parts)
+        == {
+            f"{head}/{key}"
+            for head in HEADS
+            for key in ("avg_drop", "inc_conf", "avg_gain", "insertion", "deletion", "road")
+        }
+    )
     for name in whole:
         assert torch.allclose(whole[name], parts[name], atol=1e-9), name
 
@@ -313,6 +343,7 @@ def test_at_most_a_batch_of_images_and_no_graph(scene):
         def forward(self, x):
             seen.append((len(x), torch.is_grad_enabled(), self.training))
             return dual.network.fc(x.mean(dim=(2, 3)).repeat(1, 6)[:, :16])
+
     figures = measure(Probe(Watch(), images, class_ids, batch=2), maps, MEASURES)
     assert max(count for count, *_ in seen) == 2 and {(grad, mode) for _, grad, mode in seen} == {(False, False)}
     assert all(name.startswith("softmax/") and not values.requires_grad for name, values in figures.items())
@@ -334,10 +365,14 @@ def test_a_confidence_of_exactly_one():
     class Sure(nn.Module):
         def forward(self, x):
             return torch.stack([torch.full_like(x[:, 0, 0, 0], 1000.0), x.mean(dim=(1, 2, 3))], dim=1)
+
     images = some_images(2)
     found = confidence_change(Probe(Sure(), images, torch.zeros(2, dtype=torch.long)), some_maps(images))["softmax"]
     assert {key: values.tolist() for key, values in found.items()} == {
-        "avg_drop": [0, 0], "inc_conf": [0, 0], "avg_gain": [0, 0]}
+        "avg_drop": [0, 0],
+        "inc_conf": [0, 0],
+        "avg_gain": [0, 0],
+    }
 
 
 def test_a_network_that_answers_nan_is_counted_and_left_out(scene):
@@ -352,7 +387,8 @@ def test_a_network_that_answers_nan_is_counted_and_left_out(scene):
             output = self.dual(x)
             bright = x.amax(dim=(1, 2, 3)) > 50
             return Output(output.logits, output.sigmoid_logits.masked_fill(bright[:, None], torch.nan))
-    images[1, 0, 3, 3], maps[1, 3, 3] = 100.0, 1.0      # bright with and without the map
+
+    images[1, 0, 3, 3], maps[1, 3, 3] = 100.0, 1.0  # bright with and without the map
     metric = Fidelity(["confidence", "road"], HEADS)
     metric.update(measure(Probe(Broken(), images, class_ids), maps, ["confidence", "road"]))
     found = metric.compute()
@@ -376,7 +412,7 @@ def test_merged_shards_equal_one_to_the_last_digit():
     for part in (slice(40, 97), slice(0, 3), slice(3, 40)):
         shards.append(Fidelity(["road", "pointing"]))
         for i in range(97)[part]:
-            shards[-1].update({name: values[i:i + 1] for name, values in figures.items()})
+            shards[-1].update({name: values[i : i + 1] for name, values in figures.items()})
     restored = Fidelity(["road", "pointing"])
     restored.load_state({name: sum(shard.state()[name] for shard in shards) for name in shards[0].state()})
     merged = shards[0].merge(shards[1]).merge(shards[2])
@@ -407,6 +443,7 @@ def test_errors_name_what_is_wrong(scene):
 
 # ------------------------------------------------------------------- the real command
 
+
 def test_maps_of_the_prediction_reuse_those_of_the_label():
     dual, images = dual_network(), some_images(4)
     with CamExtractor(dual, ["cam", "layercam"], heads=["softmax", "sigmoid_clamped"]) as extract:
@@ -422,8 +459,19 @@ def test_maps_of_the_prediction_reuse_those_of_the_label():
 
 def test_fidelity_in_a_run(tmp_path, capsys):
     write_dataset(tmp_path, "Shapes", images=2)
-    results = program.main(arguments(tmp_path, "--methods", "gradcam,layercam", "--heads", "softmax,sigmoid_clamped",
-                                     "--crop_size", "32", "--fidelity", "all"))
+    results = program.main(
+        arguments(
+            tmp_path,
+            "--methods",
+            "gradcam,layercam",
+            "--heads",
+            "softmax,sigmoid_clamped",
+            "--crop_size",
+            "32",
+            "--fidelity",
+            "all",
+        )
+    )
     assert len(results["rows"]) == 4
     for row in results["rows"]:
         assert set(row["fidelity"]) == {*HEADS, "pointing", "energy_pointing"}
@@ -439,15 +487,26 @@ def test_fidelity_in_a_run(tmp_path, capsys):
     evaluate = ["--root", str(tmp_path / "runs"), "--experiment_name", "run", "--eval_only"]
     again = program.main([*evaluate, "--batch_size", "12", "--fidelity", "road,pointing", "--cam_target", "pred"])
     for old, new in zip(results["rows"], again["rows"], strict=True):
-        assert set(new["fidelity"]["softmax"]) == {"road"}      # the same, whatever the batch and the maps evaluated
+        assert set(new["fidelity"]["softmax"]) == {"road"}  # the same, whatever the batch and the maps evaluated
         assert new["fidelity"]["softmax"]["road"] == pytest.approx(old["fidelity"]["softmax"]["road"], abs=1e-5)
         assert new["fidelity"]["pointing"] == old["fidelity"]["pointing"]
 
 
 def test_fidelity_without_a_branch_and_with_masks_only(tmp_path):
     write_dataset(tmp_path, "Shapes", form="masks", images=1)
-    results = program.main(arguments(tmp_path, "--methods", "gradcam", "--model_structure", "vanilla", "--epochs", "1",
-                                     "--fidelity", "confidence,pointing"))
+    results = program.main(
+        arguments(
+            tmp_path,
+            "--methods",
+            "gradcam",
+            "--model_structure",
+            "vanilla",
+            "--epochs",
+            "1",
+            "--fidelity",
+            "confidence,pointing",
+        )
+    )
     (row,) = results["rows"]
     assert set(row["fidelity"]) == {"softmax", "pointing", "energy_pointing"}
     assert set(row["fidelity"]["softmax"]) == {"avg_drop", "inc_conf", "avg_gain"}
@@ -455,7 +514,10 @@ def test_fidelity_without_a_branch_and_with_masks_only(tmp_path):
 
 def test_fidelity_is_counted_and_checked_before_the_run(shapes, capsys):
     assert [parse_args(words).fidelity for words in ([], ["--fidelity", "none"], ["--fidelity", "road, pointing"])] == [
-        [], [], ["road", "pointing"]]
+        [],
+        [],
+        ["road", "pointing"],
+    ]
     program.main(arguments(shapes, "--methods", "cam", "--fidelity", "all", "--dry_run"))
     assert "fidelity: 2,052 forward passes (57 for each of 3 rows and 12 images)" in capsys.readouterr().out
     with pytest.raises(InputError, match="--fidelity: unknown name 'rode'; did you mean 'road'"):

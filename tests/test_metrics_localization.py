@@ -448,8 +448,11 @@ def test_center_baseline_finds_a_centred_box():
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.sampled_from([0.001, 0.01, 1 / 3, 0.3, 0.07, 1 / 7, 1.0]), st.integers(0, 2**32),
-       st.sampled_from([np.float32, np.float64]))
+@given(
+    st.sampled_from([0.001, 0.01, 1 / 3, 0.3, 0.07, 1 / 7, 1.0]),
+    st.integers(0, 2**32),
+    st.sampled_from([np.float32, np.float64]),
+)
 def test_pixel_counts_equal_np_histogram(interval, seed, dtype):
     """Bins' edges are met to the last bit: scores on an edge, and the next ones above and below."""
     random = np.random.default_rng(seed)
@@ -472,7 +475,10 @@ def test_threads_change_nothing(threads):
     masks = np.random.default_rng(1).choice([0, 1, 255], scoremaps.shape).astype(np.uint8)
     results = []
     for number in (None, threads):
-        accuracy, pixels = BoxAccuracy(resolution=24, threads=number), PixelAveragePrecision(resolution=24, threads=number)
+        accuracy, pixels = (
+            BoxAccuracy(resolution=24, threads=number),
+            PixelAveragePrecision(resolution=24, threads=number),
+        )
         accuracy.update(scoremaps, boxes, top1, top5)
         pixels.update(scoremaps, masks)
         results.append((accuracy.compute(), pixels.compute()))

@@ -34,7 +34,7 @@ NETWORKS = {
     "mobilevit_xxs": (64, "head.fc", "final_conv", 2),
     "repvgg_a0": (64, "head.fc", "stages", 2),
     "ghostnet_050": (64, "classifier", "blocks", 2),
-    "swin_t": (64, "head", "permute", 2),                       # torchvision's from here on
+    "swin_t": (64, "head", "permute", 2),  # torchvision's from here on
     "vit_b_16": (64, "heads.head", "encoder.layers.encoder_layer_11.ln_1", 4),
     "squeezenet1_1": (64, "classifier.1", "features", 3),
     "shufflenet_v2_x0_5": (64, "fc", "conv5", 2),
@@ -55,7 +55,7 @@ def test_a_branch_a_training_step_and_a_map(name):
     model.train()
     with torch.no_grad():
         start = model(images)
-    assert torch.allclose(start.logits, start.sigmoid_logits, atol=1e-5) or "classifier" in head    # dropout inside
+    assert torch.allclose(start.logits, start.sigmoid_logits, atol=1e-5) or "classifier" in head  # dropout inside
     class_balanced_bce(model(images).sigmoid_logits, labels).backward()
     optimizer.step()
     assert all(torch.equal(t, before[n]) for n, t in model.network.state_dict().items())
@@ -76,11 +76,13 @@ def test_large_feature_maps_where_timm_has_them(tmp_path):
     for name in ("vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "squeezenet1_1"):
         with pytest.raises(InputError, match="--large_feature_map: .* cannot halve the stride of"):
             build(name, 5, pretrained=False, large_feature_map=True, image_size=64)
-    torch.save(build("vit_tiny_patch16_224", pretrained=False).network.state_dict(), tmp_path / "vit_tiny_patch16_224.pth")
+    torch.save(
+        build("vit_tiny_patch16_224", pretrained=False).network.state_dict(), tmp_path / "vit_tiny_patch16_224.pth"
+    )
     with pytest.raises(InputError, match="cannot halve the stride"):
         build("vit_tiny_patch16_224", 5, pretrained_path=str(tmp_path), large_feature_map=True)
     smaller = build("vit_tiny_patch16_224", 5, pretrained_path=str(tmp_path), image_size=64)
-    assert smaller.network.pos_embed.shape == (1, 17, 192)      # timm interpolates it
+    assert smaller.network.pos_embed.shape == (1, 17, 192)  # timm interpolates it
 
 
 def test_what_cannot_be_built_is_one_clear_line():
@@ -110,6 +112,7 @@ def test_a_network_without_a_head_for_imagenet_gets_one():
 
 def test_the_target_is_what_the_head_depends_on():
     """The last layer of all is a dead end, and the head reads the class token: the layer before has the places."""
+
     class Tokens(nn.Module):
         def __init__(self):
             super().__init__()
@@ -121,24 +124,28 @@ def test_the_target_is_what_the_head_depends_on():
             tokens = self.patches(images).flatten(2).transpose(1, 2)
             tokens = self.mix(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
             return self.head(self.norm(tokens)[:, 0])
+
     model = anatomy(Tokens(), 32)
     assert (model.target_layer_name, model.pooled_layer_name) == ("patches", "norm")
 
 
-@pytest.mark.parametrize("shape, image, layout", [
-    ((2, 512, 7, 7), (224, 224), Layout("BCHW", (7, 7))),
-    ((2, 7, 7, 768), (224, 224), Layout("BHWC", (7, 7))),
-    ((2, 14, 10, 96), (224, 160), Layout("BHWC", (14, 10))),
-    ((2, 7, 7, 7), (224, 224), Layout("BCHW", (7, 7))),
-    ((2, 197, 192), (224, 224), Layout("BNC", (14, 14), 1)),
-    ((2, 196, 192), (224, 224), Layout("BNC", (14, 14), 0)),
-    ((2, 198, 192), (224, 224), Layout("BNC", (14, 14), 2)),
-    ((2, 261, 384), (224, 224), Layout("BNC", (16, 16), 5)),
-    ((2, 141, 192), (224, 160), Layout("BNC", (14, 10), 1)),
-    ((2, 141, 192), (230, 164), Layout("BNC", (14, 10), 1)),
-    ((2, 210, 192), (224, 224), None),
-    ((2, 192), (224, 224), None),
-])
+@pytest.mark.parametrize(
+    "shape, image, layout",
+    [
+        ((2, 512, 7, 7), (224, 224), Layout("BCHW", (7, 7))),
+        ((2, 7, 7, 768), (224, 224), Layout("BHWC", (7, 7))),
+        ((2, 14, 10, 96), (224, 160), Layout("BHWC", (14, 10))),
+        ((2, 7, 7, 7), (224, 224), Layout("BCHW", (7, 7))),
+        ((2, 197, 192), (224, 224), Layout("BNC", (14, 14), 1)),
+        ((2, 196, 192), (224, 224), Layout("BNC", (14, 14), 0)),
+        ((2, 198, 192), (224, 224), Layout("BNC", (14, 14), 2)),
+        ((2, 261, 384), (224, 224), Layout("BNC", (16, 16), 5)),
+        ((2, 141, 192), (224, 160), Layout("BNC", (14, 10), 1)),
+        ((2, 141, 192), (230, 164), Layout("BNC", (14, 10), 1)),
+        ((2, 210, 192), (224, 224), None),
+        ((2, 192), (224, 224), None),
+    ],
+)
 def test_layouts(shape, image, layout):
     assert find_layout(shape, image) == layout
     if layout:

@@ -25,6 +25,7 @@ NORM = ("weight", "bias", "running_mean", "running_var")
 
 # ------------------------------------------------------------------- what wsolevaluation and Dual-CAM call their tensors
 
+
 def layer(name: str, *shape: int) -> dict[str, tuple]:
     """A convolution or Linear with a bias."""
     return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
@@ -32,14 +33,20 @@ def layer(name: str, *shape: int) -> dict[str, tuple]:
 
 def conv_norm(conv: str, norm: str, *shape: int) -> dict[str, tuple]:
     """A convolution without bias and its BatchNorm."""
-    return {f"{conv}.weight": shape, **{f"{norm}.{part}": shape[:1] for part in NORM},
-            f"{norm}.num_batches_tracked": ()}
+    return {
+        f"{conv}.weight": shape,
+        **{f"{norm}.{part}": shape[:1] for part in NORM},
+        f"{norm}.num_batches_tracked": (),
+    }
 
 
 def vgg_features(indices) -> dict[str, tuple]:
     widths = [3, 64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    return {k: v for i, index in enumerate(indices)
-            for k, v in layer(f"features.{index}", widths[i + 1], widths[i], 3, 3).items()}
+    return {
+        k: v
+        for i, index in enumerate(indices)
+        for k, v in layer(f"features.{index}", widths[i + 1], widths[i], 3, 3).items()
+    }
 
 
 VGG_14 = vgg_features([0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28])
@@ -68,40 +75,76 @@ def resnet_trunk() -> dict[str, tuple]:
 
 def inception_trunk() -> dict[str, tuple]:
     """Conv2d_1a to Mixed_6e: (outputs, inputs, kernel height, width) of each branch."""
-    layers = {"Conv2d_1a_3x3": (32, 3, 3, 3), "Conv2d_2a_3x3": (32, 32, 3, 3), "Conv2d_2b_3x3": (64, 32, 3, 3),
-              "Conv2d_3b_1x1": (80, 64, 1, 1), "Conv2d_4a_3x3": (192, 80, 3, 3)}
+    layers = {
+        "Conv2d_1a_3x3": (32, 3, 3, 3),
+        "Conv2d_2a_3x3": (32, 32, 3, 3),
+        "Conv2d_2b_3x3": (64, 32, 3, 3),
+        "Conv2d_3b_1x1": (80, 64, 1, 1),
+        "Conv2d_4a_3x3": (192, 80, 3, 3),
+    }
     for name, c, pool in (("Mixed_5b", 192, 32), ("Mixed_5c", 256, 64), ("Mixed_5d", 288, 64)):
-        layers |= {f"{name}.branch1x1": (64, c, 1, 1), f"{name}.branch5x5_1": (48, c, 1, 1),
-                   f"{name}.branch5x5_2": (64, 48, 5, 5), f"{name}.branch3x3dbl_1": (64, c, 1, 1),
-                   f"{name}.branch3x3dbl_2": (96, 64, 3, 3), f"{name}.branch3x3dbl_3": (96, 96, 3, 3),
-                   f"{name}.branch_pool": (pool, c, 1, 1)}
-    layers |= {"Mixed_6a.branch3x3": (384, 288, 3, 3), "Mixed_6a.branch3x3dbl_1": (64, 288, 1, 1),
-               "Mixed_6a.branch3x3dbl_2": (96, 64, 3, 3), "Mixed_6a.branch3x3dbl_3": (96, 96, 3, 3)}
+        layers |= {
+            f"{name}.branch1x1": (64, c, 1, 1),
+            f"{name}.branch5x5_1": (48, c, 1, 1),
+            f"{name}.branch5x5_2": (64, 48, 5, 5),
+            f"{name}.branch3x3dbl_1": (64, c, 1, 1),
+            f"{name}.branch3x3dbl_2": (96, 64, 3, 3),
+            f"{name}.branch3x3dbl_3": (96, 96, 3, 3),
+            f"{name}.branch_pool": (pool, c, 1, 1),
+        }
+    layers |= {
+        "Mixed_6a.branch3x3": (384, 288, 3, 3),
+        "Mixed_6a.branch3x3dbl_1": (64, 288, 1, 1),
+        "Mixed_6a.branch3x3dbl_2": (96, 64, 3, 3),
+        "Mixed_6a.branch3x3dbl_3": (96, 96, 3, 3),
+    }
     for name, c in (("Mixed_6b", 128), ("Mixed_6c", 160), ("Mixed_6d", 160), ("Mixed_6e", 192)):
-        layers |= {f"{name}.branch1x1": (192, 768, 1, 1), f"{name}.branch7x7_1": (c, 768, 1, 1),
-                   f"{name}.branch7x7_2": (c, c, 1, 7), f"{name}.branch7x7_3": (192, c, 7, 1),
-                   f"{name}.branch7x7dbl_1": (c, 768, 1, 1), f"{name}.branch7x7dbl_2": (c, c, 7, 1),
-                   f"{name}.branch7x7dbl_3": (c, c, 1, 7), f"{name}.branch7x7dbl_4": (c, c, 7, 1),
-                   f"{name}.branch7x7dbl_5": (192, c, 1, 7), f"{name}.branch_pool": (192, 768, 1, 1)}
+        layers |= {
+            f"{name}.branch1x1": (192, 768, 1, 1),
+            f"{name}.branch7x7_1": (c, 768, 1, 1),
+            f"{name}.branch7x7_2": (c, c, 1, 7),
+            f"{name}.branch7x7_3": (192, c, 7, 1),
+            f"{name}.branch7x7dbl_1": (c, 768, 1, 1),
+            f"{name}.branch7x7dbl_2": (c, c, 7, 1),
+            f"{name}.branch7x7dbl_3": (c, c, 1, 7),
+            f"{name}.branch7x7dbl_4": (c, c, 7, 1),
+            f"{name}.branch7x7dbl_5": (192, c, 1, 7),
+            f"{name}.branch_pool": (192, 768, 1, 1),
+        }
     return {k: v for name, shape in layers.items() for k, v in conv_norm(f"{name}.conv", f"{name}.bn", *shape).items()}
 
 
 def inception_tail() -> dict[str, tuple]:
     """Mixed_7a to Mixed_7c, which only the original form has."""
-    layers = {"Mixed_7a.branch3x3_1": (192, 768, 1, 1), "Mixed_7a.branch3x3_2": (320, 192, 3, 3),
-              "Mixed_7a.branch7x7x3_1": (192, 768, 1, 1), "Mixed_7a.branch7x7x3_2": (192, 192, 1, 7),
-              "Mixed_7a.branch7x7x3_3": (192, 192, 7, 1), "Mixed_7a.branch7x7x3_4": (192, 192, 3, 3)}
+    layers = {
+        "Mixed_7a.branch3x3_1": (192, 768, 1, 1),
+        "Mixed_7a.branch3x3_2": (320, 192, 3, 3),
+        "Mixed_7a.branch7x7x3_1": (192, 768, 1, 1),
+        "Mixed_7a.branch7x7x3_2": (192, 192, 1, 7),
+        "Mixed_7a.branch7x7x3_3": (192, 192, 7, 1),
+        "Mixed_7a.branch7x7x3_4": (192, 192, 3, 3),
+    }
     for name, c in (("Mixed_7b", 1280), ("Mixed_7c", 2048)):
-        layers |= {f"{name}.branch1x1": (320, c, 1, 1), f"{name}.branch3x3_1": (384, c, 1, 1),
-                   f"{name}.branch3x3_2a": (384, 384, 1, 3), f"{name}.branch3x3_2b": (384, 384, 3, 1),
-                   f"{name}.branch3x3dbl_1": (448, c, 1, 1), f"{name}.branch3x3dbl_2": (384, 448, 3, 3),
-                   f"{name}.branch3x3dbl_3a": (384, 384, 1, 3), f"{name}.branch3x3dbl_3b": (384, 384, 3, 1),
-                   f"{name}.branch_pool": (192, c, 1, 1)}
+        layers |= {
+            f"{name}.branch1x1": (320, c, 1, 1),
+            f"{name}.branch3x3_1": (384, c, 1, 1),
+            f"{name}.branch3x3_2a": (384, 384, 1, 3),
+            f"{name}.branch3x3_2b": (384, 384, 3, 1),
+            f"{name}.branch3x3dbl_1": (448, c, 1, 1),
+            f"{name}.branch3x3dbl_2": (384, 448, 3, 3),
+            f"{name}.branch3x3dbl_3a": (384, 384, 1, 3),
+            f"{name}.branch3x3dbl_3b": (384, 384, 3, 1),
+            f"{name}.branch_pool": (192, c, 1, 1),
+        }
     return {k: v for name, shape in layers.items() for k, v in conv_norm(f"{name}.conv", f"{name}.bn", *shape).items()}
 
 
-INCEPTION_CAM = (inception_trunk() | layer("SPG_A3_1b.0", 1024, 768, 3, 3) | layer("SPG_A3_2b.0", 1024, 1024, 3, 3)
-                 | layer("SPG_A4", K, 1024, 1, 1))
+INCEPTION_CAM = (
+    inception_trunk()
+    | layer("SPG_A3_1b.0", 1024, 768, 3, 3)
+    | layer("SPG_A3_2b.0", 1024, 1024, 3, 3)
+    | layer("SPG_A4", K, 1024, 1, 1)
+)
 
 
 def vit_trunk() -> dict[str, tuple]:
@@ -127,14 +170,24 @@ PUBLISHED = {
     ("inception_v3", "cam", False, "fc"): (INCEPTION_CAM, layer("SPG_A4_2", K, 1024, 1, 1)),
     ("inception_v3", "cam", True, "fc"): (INCEPTION_CAM, layer("SPG_A4_2", K, 1024, 1, 1)),
     ("inception_v3", "original", False, "fc"): (
-        inception_trunk() | inception_tail() | layer("fc", K, 2048), layer("fc2", K, 2048)),
+        inception_trunk() | inception_tail() | layer("fc", K, 2048),
+        layer("fc2", K, 2048),
+    ),
     ("vit", "cam", False, "fc"): (vit_trunk() | layer("head", K, 192), layer("head2", K, 192)),
 }
 
 
-def make(architecture: str, form: str = "cam", large: bool = False, last_layer: str = "fc", classes: int | None = K, **more):
-    return build(architecture, classes, **{"pretrained": False} | more, classifier_form=form, large_feature_map=large,
-                 last_layer=last_layer)
+def make(
+    architecture: str, form: str = "cam", large: bool = False, last_layer: str = "fc", classes: int | None = K, **more
+):
+    return build(
+        architecture,
+        classes,
+        **{"pretrained": False} | more,
+        classifier_form=form,
+        large_feature_map=large,
+        last_layer=last_layer,
+    )
 
 
 @pytest.mark.parametrize("key", PUBLISHED, ids=lambda key: "-".join(map(str, key)))
@@ -146,6 +199,7 @@ def test_names_and_shapes_are_the_published_ones(key):
 
 
 # ------------------------------------------------------------------- the same function as torchvision's and timm's
+
 
 def test_inceptions_original_form_is_torchvisions():
     source = torchvision.models.inception_v3(aux_logits=False, init_weights=False, num_classes=K).eval()
@@ -195,22 +249,35 @@ def test_vit_is_timms(side):
 
 # ------------------------------------------------------------------- maps
 
-@pytest.mark.parametrize("key, sides", [
-    (("vgg16", "cam", False), (14, 14)), (("vgg16", "cam", True), (28, 28)), (("vgg16", "original", False), (14,)),
-    (("resnet50", "cam", False), (14, 14)), (("resnet50", "cam", True), (28, 28)),
-    (("inception_v3", "cam", False), (14, 14)), (("inception_v3", "cam", True), (28, 28)),
-    (("inception_v3", "original", True), (5, 5)), (("vit", "cam", False), (14, 14)),
-], ids=str)
+
+@pytest.mark.parametrize(
+    "key, sides",
+    [
+        (("vgg16", "cam", False), (14, 14)),
+        (("vgg16", "cam", True), (28, 28)),
+        (("vgg16", "original", False), (14,)),
+        (("resnet50", "cam", False), (14, 14)),
+        (("resnet50", "cam", True), (28, 28)),
+        (("inception_v3", "cam", False), (14, 14)),
+        (("inception_v3", "cam", True), (28, 28)),
+        (("inception_v3", "original", True), (5, 5)),
+        (("vit", "cam", False), (14, 14)),
+    ],
+    ids=str,
+)
 def test_map_sizes_at_224(key, sides):
-    methods = ["gradcam", "cam"][:len(sides)]
+    methods = ["gradcam", "cam"][: len(sides)]
     with CamExtractor(make(*key), methods) as extract:
         maps = extract(torch.randn(1, 3, 224, 224))
     assert [tuple(maps[method].shape) for method in methods] == [(1, side, side) for side in sides]
     assert all(maps[method].std() > 0 for method in methods)
 
 
-@pytest.mark.parametrize("key", [("vgg16",), ("vgg16", "cam", False, "conv"), ("resnet50",), ("inception_v3",),
-                                 ("inception_v3", "original")], ids=str)
+@pytest.mark.parametrize(
+    "key",
+    [("vgg16",), ("vgg16", "cam", False, "conv"), ("resnet50",), ("inception_v3",), ("inception_v3", "original")],
+    ids=str,
+)
 def test_cam_is_the_linear_head_taken_apart(key):
     """The mean of the CAM plus the bias is the logit: head, target layer and pooling fit each other."""
     model = make(*key).eval()
@@ -240,27 +307,31 @@ def test_gradcam_of_vit_is_pytorch_grad_cams():
     gradcam = pytest.importorskip("pytorch_grad_cam")
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
     from pytorch_grad_cam.utils.reshape_transforms import vit_reshape_transform
+
     model = make("vit").eval().double()
     images = torch.randn(2, 3, 224, 224, dtype=torch.float64)
     with CamExtractor(model, ["gradcam"]) as extract:
         ours = extract(images, torch.tensor([1, 4]))["gradcam"].relu()
     ours = nn.functional.interpolate(ours[:, None], (224, 224), mode="bilinear", align_corners=False)[:, 0]
-    ours = (ours - ours.amin((1, 2), keepdim=True)) / (ours.amax((1, 2), keepdim=True) - ours.amin((1, 2), keepdim=True))
+    ours = (ours - ours.amin((1, 2), keepdim=True)) / (
+        ours.amax((1, 2), keepdim=True) - ours.amin((1, 2), keepdim=True)
+    )
     with gradcam.GradCAM(model.network, [model.target_layer], vit_reshape_transform) as reference:
         theirs = reference(images, [ClassifierOutputTarget(1), ClassifierOutputTarget(4)])
-    assert torch.allclose(ours, torch.from_numpy(theirs).double(), atol=1e-4)      # it resizes in float32
+    assert torch.allclose(ours, torch.from_numpy(theirs).double(), atol=1e-4)  # it resizes in float32
 
 
 # ------------------------------------------------------------------- learning rates of the references
 
-FAST = {    # what learns lr_classifier_ratio times as fast, of all that a dual network has
+FAST = {  # what learns lr_classifier_ratio times as fast, of all that a dual network has
     ("vgg16", "cam"): lambda n: not n.startswith("features."),
     ("vgg16", "original"): lambda n: not n.startswith("features."),
     ("inception_v3", "cam"): lambda n: n.startswith(("SPG_A3_1b.", "SPG_A3_2b.", "SPG_A4.", "SPG_A4_2.")),
     ("inception_v3", "original"): lambda n: n.startswith(("fc.", "fc2.")),
     ("resnet50", "cam"): lambda n: n.startswith(("layer4.", "fc.")),
-    ("vit", "cam"): lambda n: n in ("features.cls_token", "features.pos_embed", "head.weight", "head.bias",
-                                    "head2.weight", "head2.bias"),
+    ("vit", "cam"): lambda n: (
+        n in ("features.cls_token", "features.pos_embed", "head.weight", "head.bias", "head2.weight", "head2.bias")
+    ),
     ("efficientnet_lite0", "cam"): lambda n: n.startswith(("classifier.", "classifier_2.")),
 }
 
@@ -282,6 +353,7 @@ def test_fc2_of_resnet_alone_learns_at_the_plain_rate():
 
 
 # ------------------------------------------------------------------- checkpoints of elsewhere
+
 
 @pytest.mark.parametrize("name", ["fc2", "conv2", "head2", "classifier_2", "SPG_A4_2"])
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -305,14 +377,24 @@ def test_one_by_one_conv_makes_no_sense_everywhere():
 
 def test_ours_go_back_to_theirs_by_name(tmp_path, capsys):
     source = dualize(make("vgg16"))
-    checkpoint.save(tmp_path / "ours.pth", {"architecture": "vgg16", "epoch": 3, "optimizer": None, "stage": "b2",
-                                            "class_names": ["a"], "state_dict": checkpoint.state_dict(source)})
+    checkpoint.save(
+        tmp_path / "ours.pth",
+        {
+            "architecture": "vgg16",
+            "epoch": 3,
+            "optimizer": None,
+            "stage": "b2",
+            "class_names": ["a"],
+            "state_dict": checkpoint.state_dict(source),
+        },
+    )
     assert export_checkpoint.main(["--module", str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")]) == 0
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
     assert set(content) == {"architecture", "epoch", "state_dict", "optimizer"} and content["epoch"] == 3
     network, branch = PUBLISHED["vgg16", "cam", False, "fc"]
     assert {n: tuple(t.shape) for n, t in content["state_dict"].items()} == {
-        f"module.{n}": shape for n, shape in (network | branch).items()}
+        f"module.{n}": shape for n, shape in (network | branch).items()
+    }
     assert export_checkpoint.main([str(tmp_path / "theirs.pth"), str(tmp_path / "plain.pth")]) == 0
     assert set(torch.load(tmp_path / "plain.pth", weights_only=True)["state_dict"]) == set(network | branch)
     assert export_checkpoint.main([str(tmp_path / "ours.pth"), str(tmp_path / "plain.pth")]) == 2
@@ -321,6 +403,7 @@ def test_ours_go_back_to_theirs_by_name(tmp_path, capsys):
 
 
 # ------------------------------------------------------------------- ImageNet weights
+
 
 def torchvision_file(folder, name: str):
     """A stand-in for the published file: a seeded network's tensors under the file's published name."""
@@ -332,8 +415,10 @@ def torchvision_file(folder, name: str):
     return network.state_dict(), file
 
 
-@pytest.mark.parametrize("name, form, head_is_new", [
-    ("resnet50", "cam", False), ("inception_v3", "cam", True), ("inception_v3", "original", False)])
+@pytest.mark.parametrize(
+    "name, form, head_is_new",
+    [("resnet50", "cam", False), ("inception_v3", "cam", True), ("inception_v3", "original", False)],
+)
 def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is_new):
     theirs, file = torchvision_file(tmp_path, name)
     for place in (tmp_path, tmp_path / file):
@@ -344,7 +429,7 @@ def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is
                 continue
             assert torch.equal(tensor, theirs[n]), n
         assert model.head_is_new == head_is_new
-    assert make(name, form, pretrained=True, pretrained_path=str(tmp_path)).head_is_new     # of 7 classes
+    assert make(name, form, pretrained=True, pretrained_path=str(tmp_path)).head_is_new  # of 7 classes
     if name == "resnet50":
         conv = make(name, last_layer="conv", pretrained=True, classes=None, pretrained_path=str(tmp_path))
         assert torch.equal(conv.softmax_head.weight.flatten(1), theirs["fc.weight"])
@@ -352,7 +437,7 @@ def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is
 
 def test_vgg_weights_reach_both_forms_and_both_grids(tmp_path):
     theirs, file = torchvision_file(tmp_path, "vgg16")
-    (tmp_path / file).rename(tmp_path / "vgg16.pth")        # what wsolevaluation calls it
+    (tmp_path / file).rename(tmp_path / "vgg16.pth")  # what wsolevaluation calls it
     convs = [t for n, t in theirs.items() if n.startswith("features.") and n.endswith("weight")]
     for form, large in (("cam", False), ("cam", True), ("original", False)):
         model = make("vgg16", form, large, pretrained=True, pretrained_path=str(tmp_path), classes=None)
@@ -366,8 +451,10 @@ def test_timm_weights_from_a_file(tmp_path):
     source = timm.create_model("deit_tiny_patch16_224")
     nn.init.normal_(source.head.weight)
     name = timm.get_pretrained_cfg("deit_tiny_patch16_224").url.rpartition("/")[2]
-    for save, file in ((lambda path: torch.save({"model": source.state_dict()}, path), name),
-                       (lambda path: save_file(source.state_dict(), path), "model.safetensors")):
+    for save, file in (
+        (lambda path: torch.save({"model": source.state_dict()}, path), name),
+        (lambda path: save_file(source.state_dict(), path), "model.safetensors"),
+    ):
         folder = tmp_path / file.rpartition(".")[2]
         folder.mkdir()
         save(folder / file)
@@ -395,8 +482,10 @@ def test_weights_that_do_not_fit_are_named(tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name, file", [("vgg16", "vgg16-397923af.pth"), ("vit", "timm/deit_tiny_patch16_224"),
-                                        ("resnet18", "timm/resnet18")])
+@pytest.mark.parametrize(
+    "name, file",
+    [("vgg16", "vgg16-397923af.pth"), ("vit", "timm/deit_tiny_patch16_224"), ("resnet18", "timm/resnet18")],
+)
 def test_without_network_and_file_one_line_says_what_to_download(tmp_path, monkeypatch, name, file):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     asked = []
@@ -404,9 +493,13 @@ def test_without_network_and_file_one_line_says_what_to_download(tmp_path, monke
     def refuse(request, timeout):
         asked.append((request.full_url, timeout))
         raise OSError("network is unreachable")
+
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    with pytest.raises(InputError, match=rf"cannot be downloaded \(network is unreachable\); download https://\S*{file}\S* "
-                                         "elsewhere and give --pretrained_path FILE_OR_FOLDER") as caught:
+    with pytest.raises(
+        InputError,
+        match=rf"cannot be downloaded \(network is unreachable\); download https://\S*{file}\S* "
+        "elsewhere and give --pretrained_path FILE_OR_FOLDER",
+    ) as caught:
         make(name, pretrained=True)
     assert "\n" not in str(caught.value) and len(asked) == 1 and asked[0][1] <= 10
     assert not list(tmp_path.iterdir())

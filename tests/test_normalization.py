@@ -30,8 +30,19 @@ def expected(scores: np.ndarray, name: str, quantile: float | None) -> np.ndarra
 
 
 @pytest.mark.parametrize("method, flag", [("cam", cv2.INTER_CUBIC), ("gradcam", cv2.INTER_LINEAR)])
-@pytest.mark.parametrize("name, quantile", [("minmax", None), ("max", None), ("pas", None), ("pas", 0.73), ("pas", 1.0),
-                                            ("ivr", None), ("ivr", 0.73), ("ivr", 0.0)])
+@pytest.mark.parametrize(
+    "name, quantile",
+    [
+        ("minmax", None),
+        ("max", None),
+        ("pas", None),
+        ("pas", 0.73),
+        ("pas", 1.0),
+        ("ivr", None),
+        ("ivr", 0.73),
+        ("ivr", 0.0),
+    ],
+)
 def test_normalizations_are_their_definitions(method, flag, name, quantile):
     raw = torch.randn(6, 7, 9) + torch.tensor([0, 0, 0, 0.5, 3, -0.5])[:, None, None]
     found, degenerate = to_scoremaps(raw, method, (60, 50), name, quantile)
@@ -52,12 +63,12 @@ def test_the_quantile_is_the_sorted_value_at_floor_p_n():
 @pytest.mark.parametrize("name", NORMALIZATIONS)
 def test_what_cannot_be_normalised_is_zeros_and_counted(name):
     raw = torch.rand(6, 4, 4) + 0.1
-    raw[0] = 0.3                                    # constant
+    raw[0] = 0.3  # constant
     raw[1, 2, 2] = float("nan")
     raw[2, 0, 0] = float("inf")
-    raw[3] = -raw[3]                                # no positive value
+    raw[3] = -raw[3]  # no positive value
     raw[4] = 0
-    raw[4, 1, 1] = 1                                # flat but for one pixel: its quantiles are its minimum
+    raw[4, 1, 1] = 1  # flat but for one pixel: its quantiles are its minimum
     maps, degenerate = to_scoremaps(raw, "cam", (4, 4), name)
     assert degenerate.tolist() == [True, True, True, name == "max", name == "pas", False]
     assert torch.isfinite(maps).all() and (maps[degenerate] == 0).all()
@@ -71,8 +82,9 @@ def test_a_run_uses_and_records_it(shapes):
     assert results["config"]["normalization_quantile"] == 0.7
     for path in (shapes / "runs/run/scoremaps/test/cam_softmax_clamped").rglob("*.npy"):
         assert np.mean(np.load(path) == 0) >= 0.7
-    again = program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only",
-                          "--normalization", "pas"])     # the other normalisation's quantile is not taken along
+    again = program.main(
+        ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only", "--normalization", "pas"]
+    )  # the other normalisation's quantile is not taken along
     assert again["rows"][0]["normalization"] == "pas" and again["config"]["normalization_quantile"] is None
     assert again["rows"][0]["pxap"] != results["rows"][0]["pxap"]
     assert json.loads((shapes / "runs/run/results.json").read_text())["rows"][0]["normalization"] == "pas"

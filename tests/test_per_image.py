@@ -37,9 +37,16 @@ def evaluated(root, batches, split="test", **settings):
     logits = torch.randn(len(metadata), 3, generator=torch.Generator().manual_seed(7))
     for batch in batches:
         index = np.array(batch)
-        evaluation.update(ScoreMaps(index, metadata.labels[index], logits[index], None,
-                                    {row: of_row[index] for row, of_row in maps.items()},
-                                    {row: np.zeros(len(index), bool) for row in ROWS}))
+        evaluation.update(
+            ScoreMaps(
+                index,
+                metadata.labels[index],
+                logits[index],
+                None,
+                {row: of_row[index] for row, of_row in maps.items()},
+                {row: np.zeros(len(index), bool) for row in ROWS},
+            )
+        )
     return evaluation
 
 
@@ -71,14 +78,16 @@ def test_replicates_of_ones_are_the_results(images):
     ones = np.ones((1, 12), np.uint8)
     for row, expected in zip(per_image.rows.values(), found["rows"], strict=True):
         values = flatten(row.replicates(ones, per_image.correct))
-        expected = flatten({key: value for key, value in expected.items() if isinstance(value, (dict, float))
-                            and key != "tau"})
+        expected = flatten(
+            {key: value for key, value in expected.items() if isinstance(value, (dict, float)) and key != "tau"}
+        )
         assert {key: pytest.approx(value[0], rel=1e-12) for key, value in values.items()} == expected
         assert 0 < expected["gt_loc_best"] < 100
     assert {"gt_loc_val", "top1_loc_val", "maxboxacc_30", "pxap"} <= set(values)
     center = flatten(per_image.center.replicates(ones, {}))
     assert {key: value[0] for key, value in center.items()} == pytest.approx(
-        flatten({key: value for key, value in found["center"].items() if key != "tau"}))
+        flatten({key: value for key, value in found["center"].items() if key != "tau"})
+    )
 
 
 def test_the_order_of_updates_changes_nothing(shapes):
@@ -115,7 +124,7 @@ def test_a_file_that_cannot_be_read_is_one_line(images, tmp_path):
     whole = images[0].write(run).read_bytes()
     pickled = io.BytesIO()
     np.savez(pickled, settings=np.array([{"schema": 1}], dtype=object))
-    for content in (whole[:len(whole) // 2], b"", b"text", pickled.getvalue()):
+    for content in (whole[: len(whole) // 2], b"", b"text", pickled.getvalue()):
         run.write(FILE, content)
         with pytest.raises(InputError, match=r"per_image.npz cannot be read .*--eval_only"):
             PerImage.load(run.path)
@@ -126,7 +135,11 @@ def test_classes_average_to_the_split(images):
     taus = {name: row["tau"] for name, row in zip(per_image.rows, found["rows"], strict=True)}
     lines = per_image.per_class(taus, ["red", "green", "blue", "never seen"])
     assert [(line["class"], line["name"], line["images"]) for line in lines[::2]] == [
-        (0, "red", 4), (1, "green", 4), (2, "blue", 4), (3, "never seen", 0)]
+        (0, "red", 4),
+        (1, "green", 4),
+        (2, "blue", 4),
+        (3, "never seen", 0),
+    ]
     assert set(lines[-1]) == {"class", "name", "images", "row"}
     for name, row in zip(per_image.rows, found["rows"], strict=True):
         of_row = [line for line in lines if line["row"] == name and line["images"]]
@@ -141,7 +154,8 @@ def test_pxap_of_a_class_is_that_of_its_images(shapes):
     evaluation = evaluated(shapes, IN_ORDER, record=True)
     found = evaluation.compute()
     lines = evaluation.per_image("Shapes", found).per_class(
-        {str(row): entry["tau"] for row, entry in zip(ROWS, found["rows"], strict=True)}, ["a", "b", "c"])
+        {str(row): entry["tau"] for row, entry in zip(ROWS, found["rows"], strict=True)}, ["a", "b", "c"]
+    )
     metadata, alone = split_of(shapes, "test"), PixelAveragePrecision(interval=0.02)
     of_class = np.flatnonzero(metadata.labels == 1)
     alone.update(blobs(12, 0)[of_class], load_masks(metadata, of_class))

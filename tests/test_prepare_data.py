@@ -9,8 +9,13 @@ from conftest import ROOT, write_dataset
 
 
 def run(tmp_path, *argv):
-    return subprocess.run([str(ROOT / "scripts/prepare_data.sh"), *map(str, argv)], cwd=tmp_path, capture_output=True,
-                          text=True, env=os.environ | {"PYTHON": sys.executable})
+    return subprocess.run(
+        [str(ROOT / "scripts/prepare_data.sh"), *map(str, argv)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHON": sys.executable},
+    )
 
 
 def test_it_explains_and_writes_nothing(tmp_path):
@@ -33,7 +38,7 @@ def test_it_links_and_checks(tmp_path, name):
             folder = f"cars_{split}" if name == "CARS" else ""
             write_dataset(tmp_path / f"d{number}", name, splits=(split,), folder=folder, images=1)
         downloads.append(tmp_path / f"d{number}/dataset" / name)
-    if name == "ILSVRC":        # whose val split lies in val2/, and whose test split is val/
+    if name == "ILSVRC":  # whose val split lies in val2/, and whose test split is val/
         (downloads[0] / "test").rename(downloads[0] / "val")
         (downloads[1] / "val").rename(downloads[1] / "val2")
     for path in [p for d in downloads for p in d.rglob("*.png")]:
@@ -43,10 +48,12 @@ def test_it_links_and_checks(tmp_path, name):
     assert done.returncode == 0, done.stderr
     assert f"metadata of {name} are not in metadata yet" in done.stdout
     found = [file for _, _, files in os.walk(tmp_path / "dataset" / name, followlinks=True) for file in files]
-    assert len(found) == len(before) - (6 if name == "CARS" else 0)     # CARS has no val split
-    assert run(tmp_path, name, *downloads).returncode == 0      # again: nothing changes
+    assert len(found) == len(before) - (6 if name == "CARS" else 0)  # CARS has no val split
+    assert run(tmp_path, name, *downloads).returncode == 0  # again: nothing changes
     assert {p: p.read_bytes() for d in downloads for p in d.rglob("*.jpg")} == before
     (tmp_path / "metadata").mkdir()
     (tmp_path / "d0/metadata" / name).rename(tmp_path / "metadata" / name)
     done = run(tmp_path, name, *downloads)
-    assert done.returncode == 1 and "wrong: train: " in done.stdout      # the check runs: these are not the real 200 classes
+    assert (
+        done.returncode == 1 and "wrong: train: " in done.stdout
+    )  # the check runs: these are not the real 200 classes

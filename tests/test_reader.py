@@ -18,8 +18,10 @@ BOXES = {
     "image_sizes.txt": "".join(f"{i},448,112\n" for i in IDS),
     "localization.txt": "".join(f"{i},10,20,30,40\n{i},1,2,3,4\n" for i in IDS),
 }
-MASKS = BOXES | {"localization.txt": "".join(f"{i},m/1.png,m/i.png\n{i},m/2.png,\n" for i in IDS),
-                 "masks.txt": "".join(f"{i},m/1.png,m/i.png\n" for i in IDS)}
+MASKS = BOXES | {
+    "localization.txt": "".join(f"{i},m/1.png,m/i.png\n{i},m/2.png,\n" for i in IDS),
+    "masks.txt": "".join(f"{i},m/1.png,m/i.png\n" for i in IDS),
+}
 
 
 def write(folder: Path, files: dict[str, bytes | str]) -> Path:
@@ -35,8 +37,33 @@ def read(folder: Path, **more):
     return read_split(folder, "test", folder, folder, **more)
 
 
-NUMBERS = st.sampled_from(["", "-1", "-0", "+7", "9" * 19, "9" * 30, "9" * 6000, "-9223372036854775808", "1e3", "nan",
-                           "inf", "0x10", "1_000", "٣", "²", "１２", "3.5", " 5 ", "NaN", "\x00", "../x", "/", "é" * 3000])
+NUMBERS = st.sampled_from(
+    [
+        "",
+        "-1",
+        "-0",
+        "+7",
+        "9" * 19,
+        "9" * 30,
+        "9" * 6000,
+        "-9223372036854775808",
+        "1e3",
+        "nan",
+        "inf",
+        "0x10",
+        "1_000",
+        "٣",
+        "²",
+        "１２",
+        "3.5",
+        " 5 ",
+        "NaN",
+        "\x00",
+        "../x",
+        "/",
+        "é" * 3000,
+    ]
+)
 
 
 @st.composite
@@ -51,11 +78,11 @@ def mutated(draw, files: dict[str, str]) -> dict[str, bytes]:
         at = draw(st.integers(0, max(len(lines) - 1, 0)))
         if kind == "flip" and data:
             i = draw(st.integers(0, len(data) - 1))
-            data = data[:i] + bytes([draw(st.integers(0, 255))]) + data[i + 1:]
+            data = data[:i] + bytes([draw(st.integers(0, 255))]) + data[i + 1 :]
         elif kind == "cut":
-            data = data[:draw(st.integers(0, len(data)))]
+            data = data[: draw(st.integers(0, len(data)))]
         elif kind == "drop":
-            data = b"\n".join(lines[:at] + lines[at + 1:])
+            data = b"\n".join(lines[:at] + lines[at + 1 :])
         elif kind == "twice":
             data = b"\n".join([*lines[:at], lines[at], *lines[at:]])
         elif kind == "order":
@@ -63,11 +90,15 @@ def mutated(draw, files: dict[str, str]) -> dict[str, bytes]:
         elif kind == "field":
             fields = lines[at].split(b",")
             fields[draw(st.integers(0, len(fields) - 1))] = draw(NUMBERS).encode()
-            data = b"\n".join([*lines[:at], b",".join(fields), *lines[at + 1:]])
+            data = b"\n".join([*lines[:at], b",".join(fields), *lines[at + 1 :]])
         elif kind == "newline":
             data = data.replace(b"\n", draw(st.sampled_from([b"\r\n", b"\r", b"\n\n", b"\x85", b""])))
         elif kind == "bytes":
-            data = data[:at] + draw(st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\xed\xa0\x80", b","])) + data[at:]
+            data = (
+                data[:at]
+                + draw(st.sampled_from([b"\xef\xbb\xbf", b"\xff\xfe", b"\0", b"\xed\xa0\x80", b","]))
+                + data[at:]
+            )
         elif kind == "remove" and len(files) > 1:
             del files[name]
             continue
@@ -94,16 +125,27 @@ def test_mutated_files_give_an_input_error_or_are_read(tmp_path, files, data):
         assert len(found.masks) == len(found) and all(m.foreground for m in found.masks)
 
 
-@pytest.mark.parametrize("name, text, message", [
-    ("class_labels.txt", "a/x.jpg,0\na/x.jpg,0\na/x.jpg,1\n", r"class_labels.txt:\d: a class index of this image"),
-    ("class_labels.txt", "a/x.jpg,12345678901234567890\n", "class_labels.txt:1: '12345678901234567890' is not a class"),
-    ("class_labels.txt", "a/x.jpg,1000000000\n", "class_labels.txt:1: 1000000000 is beyond 1,000,000"),
-    ("class_labels.txt", "\na/x.jpg,1_0\n", "class_labels.txt:2: '1_0' is not a class index"),
-    ("class_labels.txt", "a/x.jpg,٣\n", "class_labels.txt:1: '٣' is not a class index"),
-    ("class_labels.txt", "a/x.jpg,0\nb\0,1\n", "class_labels.txt:2: a NUL byte"),
-    ("image_sizes.txt", "a/x.jpg,448,112\na/x.jpg,448,113\n", r"image_sizes.txt:\d: a size of this image"),
-    ("localization.txt", "a/x.jpg,0,0,5,5\n\na/x.jpg,0,0,5,-9223372036854775808\n", "localization.txt:3: -9223372036854775808"),
-])
+@pytest.mark.parametrize(
+    "name, text, message",
+    [
+        ("class_labels.txt", "a/x.jpg,0\na/x.jpg,0\na/x.jpg,1\n", r"class_labels.txt:\d: a class index of this image"),
+        (
+            "class_labels.txt",
+            "a/x.jpg,12345678901234567890\n",
+            "class_labels.txt:1: '12345678901234567890' is not a class",
+        ),
+        ("class_labels.txt", "a/x.jpg,1000000000\n", "class_labels.txt:1: 1000000000 is beyond 1,000,000"),
+        ("class_labels.txt", "\na/x.jpg,1_0\n", "class_labels.txt:2: '1_0' is not a class index"),
+        ("class_labels.txt", "a/x.jpg,٣\n", "class_labels.txt:1: '٣' is not a class index"),
+        ("class_labels.txt", "a/x.jpg,0\nb\0,1\n", "class_labels.txt:2: a NUL byte"),
+        ("image_sizes.txt", "a/x.jpg,448,112\na/x.jpg,448,113\n", r"image_sizes.txt:\d: a size of this image"),
+        (
+            "localization.txt",
+            "a/x.jpg,0,0,5,5\n\na/x.jpg,0,0,5,-9223372036854775808\n",
+            "localization.txt:3: -9223372036854775808",
+        ),
+    ],
+)
 def test_what_mutation_found_is_named_with_its_line(tmp_path, name, text, message):
     write(tmp_path, BOXES | {name: text})
     with pytest.raises(InputError, match=message):

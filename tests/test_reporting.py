@@ -14,16 +14,45 @@ from wsol.cam import Row
 from wsol.run_folder import RunFolder
 
 RESULTS = {
-    "dataset": "Shapes", "split": "test", "num_images": 12, "classification": {"top1": 91.666, "top5": 100.0},
+    "dataset": "Shapes",
+    "split": "test",
+    "num_images": 12,
+    "classification": {"top1": 91.666, "top5": 100.0},
     "rows": [
-        {"method": "cam", "head": "softmax", "clamped": False, "maxboxacc": {30: 80.0, 50: 60.0}, "maxboxacc_v2": 70.0,
-         "gt_loc": 55.0, "top1_loc": 50.0, "tau": {"gt_loc": 0.2}},
-        {"method": "cam", "head": "sigmoid", "clamped": True, "maxboxacc": {30: 82.0, 50: 61.0}, "maxboxacc_v2": 71.5,
-         "gt_loc": 56.0, "top1_loc": 51.0, "tau": {"gt_loc": 0.2}},
-        {"method": "eigencam", "head": "none", "clamped": False, "maxboxacc": {30: 1.0, 50: 2.0}, "maxboxacc_v2": 1.5,
-         "gt_loc": 3.0, "top1_loc": 2.0, "tau": {"gt_loc": 0.2}}],
+        {
+            "method": "cam",
+            "head": "softmax",
+            "clamped": False,
+            "maxboxacc": {30: 80.0, 50: 60.0},
+            "maxboxacc_v2": 70.0,
+            "gt_loc": 55.0,
+            "top1_loc": 50.0,
+            "tau": {"gt_loc": 0.2},
+        },
+        {
+            "method": "cam",
+            "head": "sigmoid",
+            "clamped": True,
+            "maxboxacc": {30: 82.0, 50: 61.0},
+            "maxboxacc_v2": 71.5,
+            "gt_loc": 56.0,
+            "top1_loc": 51.0,
+            "tau": {"gt_loc": 0.2},
+        },
+        {
+            "method": "eigencam",
+            "head": "none",
+            "clamped": False,
+            "maxboxacc": {30: 1.0, 50: 2.0},
+            "maxboxacc_v2": 1.5,
+            "gt_loc": 3.0,
+            "top1_loc": 2.0,
+            "tau": {"gt_loc": 0.2},
+        },
+    ],
     "center": {"maxboxacc": {30: 40.0, 50: 20.0}, "maxboxacc_v2": 30.0, "gt_loc": 10.0},
-    "seconds": {"train": 4.4, "inference": 2.0, "evaluation": 1.0}}
+    "seconds": {"train": 4.4, "inference": 2.0, "evaluation": 1.0},
+}
 
 
 def test_table_compares_with_the_methods_softmax_row():
@@ -52,8 +81,12 @@ def test_table_with_intervals():
 
 def test_flat_names_of_intervals():
     assert reporting.flatten({"a": 1, "interval": {"pxap": [2.0, 3.0], "maxboxacc": {30: [4.0, 5.0]}}}) == {
-        "a": 1, "interval_pxap_low": 2.0, "interval_pxap_high": 3.0, "interval_maxboxacc_30_low": 4.0,
-        "interval_maxboxacc_30_high": 5.0}
+        "a": 1,
+        "interval_pxap_low": 2.0,
+        "interval_pxap_high": 3.0,
+        "interval_maxboxacc_30_low": 4.0,
+        "interval_maxboxacc_30_high": 5.0,
+    }
 
 
 def test_files(tmp_path):
@@ -75,8 +108,13 @@ def test_wandb_never_stops_a_run(tmp_path, monkeypatch, broken):
         summary = {}
         log = fail if broken == "log" else lambda self, *_: None
         finish = fail if broken == "finish" else lambda self: None
-    fake = types.SimpleNamespace(init=fail if broken == "init" else lambda **_: FakeRun(), Image=str,
-                                 Settings=lambda **_: None, Table=lambda *_: None)
+
+    fake = types.SimpleNamespace(
+        init=fail if broken == "init" else lambda **_: FakeRun(),
+        Image=str,
+        Settings=lambda **_: None,
+        Table=lambda *_: None,
+    )
     monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else fake)
     run = RunFolder(str(tmp_path), "run")
     run.open({})
@@ -121,9 +159,13 @@ def test_map_grid_draws_maps_and_truth(tmp_path, truth):
     scoremap[50:150, 60:120] = 1
     mask = np.zeros((224, 224), np.uint8)
     mask[40:160, 40:160] = 1
-    example = visualize.Example(Image.new("RGB", (120, 80), (90, 90, 90)), "grey", dict.fromkeys(rows, scoremap),
-                                np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,
-                                mask if truth == "mask" else None)
+    example = visualize.Example(
+        Image.new("RGB", (120, 80), (90, 90, 90)),
+        "grey",
+        dict.fromkeys(rows, scoremap),
+        np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,
+        mask if truth == "mask" else None,
+    )
     path = visualize.map_grid(tmp_path / "new" / "maps.png", "cam", [example, example], dict.fromkeys(rows, 0.5))
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     green = ((pixels[..., 1] > 200) & (pixels[..., 0] < 120)).sum()

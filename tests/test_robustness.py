@@ -60,16 +60,24 @@ def test_resuming_with_no_epochs_keeps_what_was_trained(shapes):
     assert content(shapes / "runs/run")["epoch"] == 2
     program.main([*again, "--epochs", "3"])
     assert content(shapes / "runs/run")["epoch"] == 3
-    program.main(arguments(shapes, "--methods", "cam", "--train_only", "--epochs", "0", "--vanilla_epochs", "1", name="none"))
-    program.main(["--root", str(shapes / "runs"), "--experiment_name", "none", "--resume", "--train_only", "--epochs", "1"])
+    program.main(
+        arguments(shapes, "--methods", "cam", "--train_only", "--epochs", "0", "--vanilla_epochs", "1", name="none")
+    )
+    program.main(
+        ["--root", str(shapes / "runs"), "--experiment_name", "none", "--resume", "--train_only", "--epochs", "1"]
+    )
     assert content(shapes / "runs/none")["epoch"] == 1
 
 
 def test_resuming_heeds_what_may_change_and_refuses_what_may_not(shapes):
     program.main(arguments(shapes, *QUICK, "--train_only"))
     again = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--resume", "--train_only"]
-    for flags in (["--unfreeze_layer", "all"], ["--model_structure", "vanilla"], ["--architecture", "efficientnet_lite0"],
-                  ["--large_feature_map"]):
+    for flags in (
+        ["--unfreeze_layer", "all"],
+        ["--model_structure", "vanilla"],
+        ["--architecture", "efficientnet_lite0"],
+        ["--large_feature_map"],
+    ):
         with pytest.raises(InputError, match=f"--resume cannot change {flags[0]}"):
             program.main([*again, *flags])
     program.main([*again, "--epochs", "2", "--momentum", "0.5", "--weight_decay", "0", "--lr_classifier_ratio", "3"])
@@ -83,7 +91,9 @@ def test_a_folder_that_is_no_run_is_not_resumed(shapes):
     with pytest.raises(InputError, match="no config.yaml"):
         program.main(arguments(shapes, *QUICK, "--resume"))
     program.main(arguments(shapes, *QUICK, "--train_only", name="real"))
-    torch.save({"state_dict": content(shapes / "runs/real")["state_dict"]}, shapes / "runs/real/last_checkpoint.pth.tar")
+    torch.save(
+        {"state_dict": content(shapes / "runs/real")["state_dict"]}, shapes / "runs/real/last_checkpoint.pth.tar"
+    )
     with pytest.raises(InputError, match="holds no training state"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "real", "--resume"])
 
@@ -95,7 +105,7 @@ def test_a_bare_folder_is_evaluated_as_its_checkpoint_says(shapes):
     shutil.copy(shapes / "runs/run/last_checkpoint.pth.tar", bare)
     argv = arguments(shapes, *QUICK, "--eval_only", name="bare")
     position = argv.index("--architecture")
-    found = program.main(argv[:position] + argv[position + 2:])      # neither network nor structure are given
+    found = program.main(argv[:position] + argv[position + 2 :])  # neither network nor structure are given
     assert found["rows"] == trained["rows"] and found["architecture"] == "tiny"
 
 
@@ -137,6 +147,7 @@ def test_a_network_that_answers_nan_is_refused_and_counts_as_wrong(shapes):
     with pytest.raises(InputError, match="fc.weight holds NaN"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
     from evaluation import top_k_correct
+
     logits = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
     assert top_k_correct(logits, np.array([0, 0]))["top1"].tolist() == [True, False]
 
@@ -172,7 +183,29 @@ def test_cuda_agrees_with_the_cpu(shapes, monkeypatch):
 def test_a_terminal_that_cannot_spell_greek_gets_the_table(tmp_path):
     write_dataset(tmp_path, "Shapes", images=1)
     done = subprocess.run(
-        [sys.executable, str(ROOT / "main.py"), "--dataset_name", "Shapes", "--crop_size", "32", "--augment", "none",
-         "--epochs", "1", "--methods", "cam", "--workers", "0", "--cam_curve_interval", "0.1", "--pretrained", "FALSE"],
-        cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, timeout=300)
+        [
+            sys.executable,
+            str(ROOT / "main.py"),
+            "--dataset_name",
+            "Shapes",
+            "--crop_size",
+            "32",
+            "--augment",
+            "none",
+            "--epochs",
+            "1",
+            "--methods",
+            "cam",
+            "--workers",
+            "0",
+            "--cam_curve_interval",
+            "0.1",
+            "--pretrained",
+            "FALSE",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        timeout=300,
+    )
     assert done.returncode == 0 and b"MaxBoxAccV2" in done.stdout and b"Traceback" not in done.stderr

@@ -85,8 +85,14 @@ def test_a_loss_that_explodes_is_said_so():
     images = torch.full((4, 3, 32, 32), float("inf"))
     optimizer = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.1)
     with pytest.raises(InputError, match="no longer finite .*smaller --lr"):
-        training.train_one_epoch(dual, loader_of(images), OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy"),
-                                 optimizer, torch.device("cpu"), "b2 epoch 1")
+        training.train_one_epoch(
+            dual,
+            loader_of(images),
+            OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy"),
+            optimizer,
+            torch.device("cpu"),
+            "b2 epoch 1",
+        )
 
 
 def test_devices(monkeypatch):

@@ -1,6 +1,6 @@
 """Dual-CAM and its neighbours: build a network, give it a sigmoid branch, look at what it sees.
 
-    from wsol import build, dualize, CamExtractor
+from wsol import build, dualize, CamExtractor
 """
 
 from wsol.backbones import build

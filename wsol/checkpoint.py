@@ -69,25 +69,34 @@ def load_state_dict(model: Classifier, tensors: dict[str, Tensor], source: str, 
     missing = [n for n in expected if n not in tensors and not n.endswith("num_batches_tracked")]
     left_over = [n for n in tensors if n not in expected]
     if missing and all(n.startswith(prefix) for n in missing) and not left_over:
-        raise InputError(f"{source} holds no sigmoid branch ({prefix}*); it is a checkpoint of one head: "
-                         "evaluate it with --model_structure vanilla, or train a branch on it with --ft_ckpt")
+        raise InputError(
+            f"{source} holds no sigmoid branch ({prefix}*); it is a checkpoint of one head: "
+            "evaluate it with --model_structure vanilla, or train a branch on it with --ft_ckpt"
+        )
     if left_over and all(n.startswith(prefix) for n in left_over) and not missing:
         raise InputError(f"{source} holds a sigmoid branch ({prefix}*); evaluate it with --model_structure b2")
     if missing or left_over:
-        raise InputError(f"{source} does not fit this network ({type(model.network).__name__}): "
-                         f"{_some('missing', missing)}{_some('left over', left_over)}"
-                         "check --architecture, --classifier_form, --last_layer and --large_feature_map")
+        raise InputError(
+            f"{source} does not fit this network ({type(model.network).__name__}): "
+            f"{_some('missing', missing)}{_some('left over', left_over)}"
+            "check --architecture, --classifier_form, --last_layer and --large_feature_map"
+        )
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
-            hint = "it was trained on another number of classes; check --dataset_name" if name.startswith(
-                (model.head_name, prefix)) else "check --architecture"
-            raise InputError(f"{source}: {name} has shape {tuple(tensor.shape)}, this network needs "
-                             f"{tuple(expected[name].shape)}; {hint}")
+            hint = (
+                "it was trained on another number of classes; check --dataset_name"
+                if name.startswith((model.head_name, prefix))
+                else "check --architecture"
+            )
+            raise InputError(
+                f"{source}: {name} has shape {tuple(tensor.shape)}, this network needs "
+                f"{tuple(expected[name].shape)}; {hint}"
+            )
         if not torch.isfinite(tensor).all():
             raise InputError(f"{source}: {name} holds NaN or infinite values; the training that wrote it had failed")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            expected[name].copy_(tensor)    # state_dict's tensors are the model's own
+            expected[name].copy_(tensor)  # state_dict's tensors are the model's own
 
 
 def holds_branch(model: Classifier, tensors: dict[str, Tensor]) -> bool:
@@ -125,9 +134,9 @@ def save(path: Path, content: dict[str, Any]) -> None:
     try:
         torch.save(content, temporary)
         with open(temporary, "rb") as file:
-            os.fsync(file.fileno())     # on disk before it takes the old one's place
+            os.fsync(file.fileno())  # on disk before it takes the old one's place
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:    # torch reports a full disk as a RuntimeError
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
         temporary.unlink(missing_ok=True)
         raise InputError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
 
@@ -140,16 +149,20 @@ def read(path: Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"checkpoint {path} " + ("is a folder; name the file in it" if path.is_dir() else "does not exist"))
+        raise InputError(
+            f"checkpoint {path} " + ("is a folder; name the file in it" if path.is_dir() else "does not exist")
+        )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")     # torch muses about pickle protocols before it refuses a file
+            warnings.simplefilter("ignore")  # torch muses about pickle protocols before it refuses a file
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error).splitlines()[0])   # without torch's colours
-        raise InputError(f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
-                         "save it again with torch.save({'state_dict': model.state_dict()}, ...)") from None
-    except Exception as error:      # zip, pickle and storage readers each raise their own kind
+        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error).splitlines()[0])  # without torch's colours
+        raise InputError(
+            f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
+            "save it again with torch.save({'state_dict': model.state_dict()}, ...)"
+        ) from None
+    except Exception as error:  # zip, pickle and storage readers each raise their own kind
         raise InputError(f"{path} is not a checkpoint or is cut off ({type(error).__name__}: {error})") from None
 
 
@@ -160,12 +173,19 @@ def load(path: Path) -> dict[str, Any]:
         InputError: as read does, or the file holds no state dict.
     """
     content = read(path)
-    if isinstance(content, dict) and "state_dict" not in content and content and all(
-            isinstance(value, Tensor) for value in content.values()):
+    if (
+        isinstance(content, dict)
+        and "state_dict" not in content
+        and content
+        and all(isinstance(value, Tensor) for value in content.values())
+    ):
         content = {"state_dict": content}
     tensors = content.get("state_dict") if isinstance(content, dict) else None
-    if not isinstance(tensors, dict) or not tensors or not all(
-            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()):
+    if (
+        not isinstance(tensors, dict)
+        or not tensors
+        or not all(isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items())
+    ):
         raise InputError(f"{path} holds no state_dict of named tensors")
     return content
 
@@ -175,8 +195,14 @@ def path_of(run_folder: Path, prefix: str) -> Path:
     path = Path(run_folder) / f"{prefix}{SUFFIX}"
     if not path.is_file():
         present = sorted(p.name.removesuffix(SUFFIX) for p in Path(run_folder).glob(f"*{SUFFIX}"))
-        raise InputError(f"no checkpoint {path}; " + (f"present there: {', '.join(present)} (--eval_checkpoint_type)"
-                                                      if present else "the folder holds no checkpoint at all"))
+        raise InputError(
+            f"no checkpoint {path}; "
+            + (
+                f"present there: {', '.join(present)} (--eval_checkpoint_type)"
+                if present
+                else "the folder holds no checkpoint at all"
+            )
+        )
     return path
 
 
@@ -193,16 +219,21 @@ class Found:
     @property
     def facts(self) -> dict[str, Any]:
         """What rebuilds the model, by the names of the settings; files of elsewhere know less, or nothing."""
-        return {key: self.content[key] for key in ("architecture", "model_structure", "classifier_form", "last_layer", "large_feature_map")
-                if self.content.get(key) is not None}
+        return {
+            key: self.content[key]
+            for key in ("architecture", "model_structure", "classifier_form", "last_layer", "large_feature_map")
+            if self.content.get(key) is not None
+        }
 
     @property
     def training_state(self) -> dict[str, Any]:
         """The checkpoint as what training goes on from; an InputError if it is not one of this program."""
         missing = {"stage", "epoch", "best", "optimizer"} - set(self.content)
         if missing:
-            raise InputError(f"{self.path} holds no training state ({', '.join(sorted(missing))}), so there is nothing to "
-                             "resume; start from its weights with --ft_ckpt")
+            raise InputError(
+                f"{self.path} holds no training state ({', '.join(sorted(missing))}), so there is nothing to "
+                "resume; start from its weights with --ft_ckpt"
+            )
         return self.content
 
     @property
@@ -231,7 +262,9 @@ class Found:
         """Names of all classes the checkpoint decides between; InputError if the data set has more."""
         width = self.num_classes(head_name)
         if len(of_data) > width:
-            raise InputError(f"{self.path} decides between {width} classes, but the data set has {len(of_data)}; "
-                             "check --dataset_name, or train on this data set")
+            raise InputError(
+                f"{self.path} decides between {width} classes, but the data set has {len(of_data)}; "
+                "check --dataset_name, or train on this data set"
+            )
         known = self.content.get("class_names") or of_data
         return [*known, *(f"class {k}" for k in range(len(known), width))]

@@ -42,8 +42,9 @@ def find_class(wanted: str, names: Sequence[str], synonyms: Sequence[Sequence[st
             raise InputError(f"--class {index}: the network has the classes 0..{len(names) - 1}")
         return index
     word = wanted.strip().lower()
-    known = [[name.lower(), *(other.lower() for other in (synonyms[k] if synonyms else ()))]
-             for k, name in enumerate(names)]
+    known = [
+        [name.lower(), *(other.lower() for other in (synonyms[k] if synonyms else ()))] for k, name in enumerate(names)
+    ]
     short = [k for k, others in enumerate(known) if word == others[0]]
     exact = [k for k, others in enumerate(known) if word in others]
     whole = [k for k, others in enumerate(known) if any(re.search(rf"\b{re.escape(word)}\b", name) for name in others)]

@@ -20,7 +20,7 @@ def run(main: Callable[[], object], interrupted: str = "stopped") -> int:
 
     Errors that are neither the user's nor the machine's (InputError, no memory, no place to write) pass through.
     """
-    sys.stdout.reconfigure(errors="replace")    # a terminal without Greek still gets its table
+    sys.stdout.reconfigure(errors="replace")  # a terminal without Greek still gets its table
     try:
         main()
         return 0

@@ -63,8 +63,10 @@ class Group:
         """Over the runs, resample by resample."""
         of_runs = self.metrics[key]
         known = all(run.replicates is not None for run in of_runs)
-        return Measured(float(np.mean([run.value for run in of_runs])),
-                        np.mean([run.replicates for run in of_runs], axis=0) if known else None)
+        return Measured(
+            float(np.mean([run.value for run in of_runs])),
+            np.mean([run.replicates for run in of_runs], axis=0) if known else None,
+        )
 
     def spread(self, key: Key) -> str:
         """Mean ± standard deviation over the runs (n - 1); of one run the value alone."""
@@ -88,8 +90,11 @@ def find_runs(text: str) -> list[Path]:
     """
     found: list[Path] = []
     for part in [text] if Path(text).is_dir() else filter(None, text.split(",")):
-        matches = [Path(part)] if not glob.has_magic(part) or Path(part).is_dir() else [
-            path for path in map(Path, sorted(glob.glob(part))) if (path / "results.json").is_file()]
+        matches = (
+            [Path(part)]
+            if not glob.has_magic(part) or Path(part).is_dir()
+            else [path for path in map(Path, sorted(glob.glob(part))) if (path / "results.json").is_file()]
+        )
         if not matches:
             raise InputError(f"no run with a results.json matches '{part}'")
         found += matches
@@ -121,12 +126,15 @@ def read_groups(arguments: Sequence[str], num_resamples: int, seed: int) -> tupl
         if first is None:
             first = folder, results, images
             # The first line counts each image once: it gives the metrics themselves.
-            weights = np.vstack([np.ones((1, len(images.labels)), np.uint8),
-                                 draw(len(images.labels), num_resamples, seed)])
+            weights = np.vstack(
+                [np.ones((1, len(images.labels)), np.uint8), draw(len(images.labels), num_resamples, seed)]
+            )
         _check_comparable(folder, results, images, *first)
         measured[folder] = _measure(folder, results, images, weights)
-    groups = [Group(chr(ord("A") + i), group, _in_all([measured[folder] for folder in group]))
-              for i, group in enumerate(folders)]
+    groups = [
+        Group(chr(ord("A") + i), group, _in_all([measured[folder] for folder in group]))
+        for i, group in enumerate(folders)
+    ]
     _, results, images = first
     return groups, f"{images.dataset} {images.split}, {len(images.labels):,} images"
 
@@ -145,26 +153,35 @@ def read_results(folder: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not a run's results ({type(error).__name__}: {error})") from None
 
 
-def _check_comparable(folder: Path, results: dict, images: PerImage, first_folder: Path, first_results: dict,
-                      first: PerImage) -> None:
+def _check_comparable(
+    folder: Path, results: dict, images: PerImage, first_folder: Path, first_results: dict, first: PerImage
+) -> None:
     """InputError unless a run measured the same things on the same images as the first run."""
     if (images.dataset, images.split) != (first.dataset, first.split):
-        raise InputError(f"{first_folder} was evaluated on {first.dataset} {first.split}, {folder} on {images.dataset} "
-                         f"{images.split}; only runs over the same images can be compared")
+        raise InputError(
+            f"{first_folder} was evaluated on {first.dataset} {first.split}, {folder} on {images.dataset} "
+            f"{images.split}; only runs over the same images can be compared"
+        )
     only_here, only_there = set(images.image_ids) - set(first.image_ids), set(first.image_ids) - set(images.image_ids)
     if only_here or only_there:
         example = min(only_here or only_there)
-        raise InputError(f"{first_folder} and {folder} were evaluated on different images ({len(only_there):,} only in "
-                         f"the first, {len(only_here):,} only in the second, such as {example}); evaluate both on the "
-                         "same split with --eval_only")
+        raise InputError(
+            f"{first_folder} and {folder} were evaluated on different images ({len(only_there):,} only in "
+            f"the first, {len(only_here):,} only in the second, such as {example}); evaluate both on the "
+            "same split with --eval_only"
+        )
     if images.image_ids != first.image_ids or not np.array_equal(images.labels, first.labels):
-        raise InputError(f"{first_folder} and {folder} list the same images in another order or with other labels; "
-                         "evaluate both with the same metadata")
+        raise InputError(
+            f"{first_folder} and {folder} list the same images in another order or with other labels; "
+            "evaluate both with the same metadata"
+        )
     for key in _MEANING:
         here, there = results["config"].get(key), first_results["config"].get(key)
         if here != there:
-            raise InputError(f"{first_folder} was evaluated with --{key} {there}, {folder} with {here}; evaluate both "
-                             "alike with --eval_only")
+            raise InputError(
+                f"{first_folder} was evaluated with --{key} {there}, {folder} with {here}; evaluate both "
+                "alike with --eval_only"
+            )
 
 
 def _measure(folder: Path, results: dict, images: PerImage, weights: np.ndarray) -> dict[Key, Measured]:
@@ -178,10 +195,14 @@ def _measure(folder: Path, results: dict, images: PerImage, weights: np.ndarray)
         values |= {(row_id(row), key): value for key, value in metrics.items() if isinstance(value, (int, float))}
     for key, replicates in known.items():
         if key not in values or not np.isclose(replicates[0], values[key], rtol=0, atol=1e-6):
-            raise InputError(f"results.json and per_image.npz of {folder} are of different evaluations "
-                             f"({' '.join(key)}); evaluate the run again with --eval_only")
-    return {key: Measured(value, known[key][1:] if key in known and len(weights) > 1 else None)
-            for key, value in values.items()}
+            raise InputError(
+                f"results.json and per_image.npz of {folder} are of different evaluations "
+                f"({' '.join(key)}); evaluate the run again with --eval_only"
+            )
+    return {
+        key: Measured(value, known[key][1:] if key in known and len(weights) > 1 else None)
+        for key, value in values.items()
+    }
 
 
 def _in_all(runs: list[dict[Key, Measured]]) -> dict[Key, list[Measured]]:
@@ -222,11 +243,14 @@ def _cells(key: Key, first: Group, others: Iterable[Group]) -> list[str]:
     cells = [first.spread(key) if key in first.metrics else ""]
     for group in others:
         both = key in first.metrics and key in group.metrics
-        cells += [group.spread(key) if key in group.metrics else "",
-                  str(difference(group.mean(key), first.mean(key))) if both else ""]
+        cells += [
+            group.spread(key) if key in group.metrics else "",
+            str(difference(group.mean(key), first.mean(key))) if both else "",
+        ]
     if not others:
         row, metric = key
         softmax = row.removesuffix("_clamped").rpartition("_")[0] + "_softmax", metric
-        cells.append(str(difference(first.mean(key), first.mean(softmax)))
-                     if softmax != key and softmax in first.metrics else "")
+        cells.append(
+            str(difference(first.mean(key), first.mean(softmax))) if softmax != key and softmax in first.metrics else ""
+        )
     return cells

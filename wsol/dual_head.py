@@ -30,8 +30,22 @@ UNFREEZE = {
 }
 
 # What may stand between the linear layers of an MLP head.
-_MLP_GLUE = (nn.Dropout, nn.Identity, nn.Flatten, nn.LayerNorm, nn.BatchNorm1d, nn.ReLU, nn.ReLU6,
-             nn.GELU, nn.SiLU, nn.Hardswish, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU)
+_MLP_GLUE = (
+    nn.Dropout,
+    nn.Identity,
+    nn.Flatten,
+    nn.LayerNorm,
+    nn.BatchNorm1d,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.GELU,
+    nn.SiLU,
+    nn.Hardswish,
+    nn.Tanh,
+    nn.Sigmoid,
+    nn.LeakyReLU,
+    nn.ELU,
+)
 
 
 class Output(NamedTuple):
@@ -40,6 +54,7 @@ class Output(NamedTuple):
     logits: (B, K) of the softmax head; sigmoid_logits: (B, K) of the sigmoid
     branch, None for a network without one.
     """
+
     logits: Tensor
     sigmoid_logits: Tensor | None
 
@@ -47,7 +62,8 @@ class Output(NamedTuple):
 def _is_linear(module: nn.Module) -> bool:
     """A Linear layer or its convolutional twin, a 1x1 conv."""
     return isinstance(module, nn.Linear) or (
-        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1)
+        isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.groups == 1
+    )
 
 
 def linear_layers(head: nn.Module) -> list[nn.Module]:
@@ -83,17 +99,24 @@ def find_head(network: nn.Module) -> str:
     """
     names = [name for name, module in network.named_modules() if _is_linear(module) and name]
     if not names:
-        raise InputError(f"no Linear or 1x1 conv in {type(network).__name__} that could be a classification "
-                         "head; name the head: dualize(model, head='...')")
+        raise InputError(
+            f"no Linear or 1x1 conv in {type(network).__name__} that could be a classification "
+            "head; name the head: dualize(model, head='...')"
+        )
     if hasattr(network, "get_classifier") and isinstance(network.get_classifier(), (tuple, list)):
-        raise InputError(f"{type(network).__name__} ends in several heads; dualize needs a network with one, "
-                         "or the name of the one to clone: dualize(model, head='...')")
+        raise InputError(
+            f"{type(network).__name__} ends in several heads; dualize needs a network with one, "
+            "or the name of the one to clone: dualize(model, head='...')"
+        )
     name = names[-1]
     parent_name = name.rpartition(".")[0]
     parent = network.get_submodule(parent_name) if parent_name else network
-    is_mlp = (parent_name and isinstance(parent, nn.Sequential)
-              and all(_is_linear(child) or isinstance(child, _MLP_GLUE) for child in parent)
-              and sum(map(_is_linear, parent)) > 1)
+    is_mlp = (
+        parent_name
+        and isinstance(parent, nn.Sequential)
+        and all(_is_linear(child) or isinstance(child, _MLP_GLUE) for child in parent)
+        and sum(map(_is_linear, parent)) > 1
+    )
     return parent_name if is_mlp else name
 
 
@@ -119,9 +142,17 @@ class Classifier(nn.Module):
     gradient, autograd records nothing of it, either.
     """
 
-    def __init__(self, network: nn.Module, head: str, sigmoid_head: nn.Module | None = None,
-                 target_layer: str | None = None, *, pooled_layer: str | None = None, neck: Iterable[str] = (),
-                 fast: str | None = None):
+    def __init__(
+        self,
+        network: nn.Module,
+        head: str,
+        sigmoid_head: nn.Module | None = None,
+        target_layer: str | None = None,
+        *,
+        pooled_layer: str | None = None,
+        neck: Iterable[str] = (),
+        fast: str | None = None,
+    ):
         super().__init__()
         self.network = network
         self.head_name = head
@@ -130,7 +161,7 @@ class Classifier(nn.Module):
         self.pooled_layer_name = pooled_layer or target_layer
         self.neck_names = tuple(neck)
         self.fast = fast
-        self.head_is_new = True     # the softmax head knows no classes yet; whoever loads weights says otherwise
+        self.head_is_new = True  # the softmax head knows no classes yet; whoever loads weights says otherwise
         self.trainable = set(PARTS)
 
     @property
@@ -179,8 +210,10 @@ class Classifier(nn.Module):
         finally:
             handle.remove()
         if both.shape[0] != 2 * images.shape[0]:
-            raise InputError(f"the output of {type(self.network).__name__} does not follow from its head "
-                             f"'{self.head_name}' image by image; name another: dualize(model, head='...')")
+            raise InputError(
+                f"the output of {type(self.network).__name__} does not follow from its head "
+                f"'{self.head_name}' image by image; name another: dualize(model, head='...')"
+            )
         return Output(*both.chunk(2))
 
     def head_input(self, images: Tensor) -> Tensor:
@@ -206,8 +239,9 @@ class Classifier(nn.Module):
             self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(f"--crop_size {side}: {type(self.network).__name__} does not take such images "
-                             f"({reason})") from None
+            raise InputError(
+                f"--crop_size {side}: {type(self.network).__name__} does not take such images ({reason})"
+            ) from None
         finally:
             for module, mode in training.items():
                 module.training = mode

@@ -16,15 +16,22 @@ class InputError(ValueError):
 
 def plain_name(what: str, name: str) -> str:
     """The name, if it can be that of one folder below another; an InputError otherwise."""
-    if (not name or name in (".", "..") or "/" in name or not name.isprintable() or len(name.encode()) > 255
-            or name != name.strip()):
+    if (
+        not name
+        or name in (".", "..")
+        or "/" in name
+        or not name.isprintable()
+        or len(name.encode()) > 255
+        or name != name.strip()
+    ):
         raise InputError(f"{what} {name!r} is not a folder's name: one name, without slashes")
     return name
 
 
 def nearest(name: str, known) -> str:
-    """"; did you mean 'x'?" for the closest of the known names (of equally close ones the first), or ""."""
+    """ "; did you mean 'x'?" for the closest of the known names (of equally close ones the first), or ""."""
     import difflib
+
     known = list(known)
     close = difflib.get_close_matches(name, known, n=10)
     if not close:

@@ -23,6 +23,7 @@ _PASSIVE = (nn.Dropout, nn.Dropout2d, nn.Identity)
 
 class Layout(NamedTuple):
     """kind: "BCHW", "BHWC" or "BNC"; grid: (h, w); prefix: tokens before the patches (BNC)."""
+
     kind: str
     grid: tuple[int, int]
     prefix: int = 0
@@ -36,7 +37,7 @@ class Layout(NamedTuple):
         if self.kind == "BHWC":
             return activations.permute(0, 3, 1, 2)
         if self.kind == "BNC":
-            return activations[:, self.prefix:].transpose(1, 2).unflatten(2, self.grid)
+            return activations[:, self.prefix :].transpose(1, 2).unflatten(2, self.grid)
         return activations
 
 
@@ -47,6 +48,7 @@ def find_layout(shape: tuple[int, ...], image: tuple[int, int]) -> Layout | None
         # Of the two readings the one whose grid has the image's proportions; (B, C, h, w) where both have.
         def stretch(h: int, w: int) -> float:
             return abs(math.log(h * image[1] / (w * image[0]))) if h and w else math.inf
+
         kinds = {"BCHW": shape[2:], "BHWC": shape[1:3]}
         kind = min(kinds, key=lambda name: stretch(*kinds[name]))
         return Layout(kind, tuple(kinds[kind]))
@@ -74,38 +76,54 @@ def find_layers(network: nn.Module, head: str, images: Tensor) -> tuple[str, str
         InputError: there is no such layer, or the network does not take such images.
     """
     size = tuple(images.shape[-2:])
-    seen: list[tuple[str, Tensor, Layout]] = []     # in the order of execution
+    seen: list[tuple[str, Tensor, Layout]] = []  # in the order of execution
     reached: list[Tensor] = []
 
     def note(name, module, output):
         if not reached and isinstance(output, Tensor) and not isinstance(module, _PASSIVE):
             layout = find_layout(tuple(output.shape), size)
-            if layout and len(output) == len(images) and math.prod(layout.grid) > 1 and _has_shape_of(layout.grid, size):
+            if (
+                layout
+                and len(output) == len(images)
+                and math.prod(layout.grid) > 1
+                and _has_shape_of(layout.grid, size)
+            ):
                 seen.append((name, output, layout))
 
     modes = {module: module.training for module in network.modules()}
     network.eval()
-    handles = [module.register_forward_hook(lambda module, _inputs, output, name=name: note(name, module, output))
-               for name, module in network.named_modules() if name and not name.startswith(f"{head}.")]
-    handles.append(network.get_submodule(head).register_forward_pre_hook(lambda _head, inputs: reached.append(inputs[0])))
+    handles = [
+        module.register_forward_hook(lambda module, _inputs, output, name=name: note(name, module, output))
+        for name, module in network.named_modules()
+        if name and not name.startswith(f"{head}.")
+    ]
+    handles.append(
+        network.get_submodule(head).register_forward_pre_hook(lambda _head, inputs: reached.append(inputs[0]))
+    )
     try:
         with torch.enable_grad():
             network(images)
             if not seen or not reached:
-                raise InputError(f"{type(network).__name__} has no layer with places before its head '{head}'; larger "
-                                 "images (--crop_size) may have some left")
+                raise InputError(
+                    f"{type(network).__name__} has no layer with places before its head '{head}'; larger "
+                    "images (--crop_size) may have some left"
+                )
             # Not the logits' gradient: some heads start as zeros. Not the plain sum's: it is zero behind LayerNorm.
             noise = torch.randn(reached[0].shape, generator=torch.Generator().manual_seed(0))
             probe = (reached[0] * noise.to(reached[0])).sum()
             pooled, last, layout = seen[-1]
             width = layout.to_maps(last).shape[1]
-            alike = [(name, output, layout) for name, output, layout in reversed(seen)
-                     if layout.to_maps(output).shape[1] == width and output.requires_grad]
+            alike = [
+                (name, output, layout)
+                for name, output, layout in reversed(seen)
+                if layout.to_maps(output).shape[1] == width and output.requires_grad
+            ]
             target = next((name for name, output, layout in alike if _places_matter(probe, output, layout)), pooled)
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"--crop_size {size[0]}: {type(network).__name__} does not take such images "
-                         f"({reason})") from None
+        raise InputError(
+            f"--crop_size {size[0]}: {type(network).__name__} does not take such images ({reason})"
+        ) from None
     finally:
         for handle in handles:
             handle.remove()

@@ -81,11 +81,14 @@ class PerImage:
         All from the same resamples.
         """
         weights = draw(len(self.labels), num_resamples, seed)
-        return {"classification": intervals({key: right_replicates(right, weights)
-                                             for key, right in self.correct.items()}),
-                "rows": {name: intervals(row.replicates(weights, self.correct))
-                         for name, row in progress(self.rows.items(), "bootstrap", unit="row", total=len(self.rows))},
-                "center": intervals(self.center.replicates(weights, {})) if self.center is not None else {}}
+        return {
+            "classification": intervals({key: right_replicates(right, weights) for key, right in self.correct.items()}),
+            "rows": {
+                name: intervals(row.replicates(weights, self.correct))
+                for name, row in progress(self.rows.items(), "bootstrap", unit="row", total=len(self.rows))
+            },
+            "center": intervals(self.center.replicates(weights, {})) if self.center is not None else {},
+        }
 
     def per_class(self, taus: Mapping[str, Mapping], class_names: Sequence[str]) -> list[dict[str, Any]]:
         """A dict a class and row: `class`, `name`, `images`, `top1`, `top5`, `row` and the row's metrics in per cent.
@@ -107,8 +110,10 @@ class PerImage:
         """Metric → (K,) per cent, NaN where a class has none."""
         found = {}
         if row.boxes is not None:
-            of_deltas = {f"maxboxacc_{delta}": self._class_shares(row.boxes.right(at, float(delta)), counts)
-                         for delta, at in tau["maxboxacc"].items()}
+            of_deltas = {
+                f"maxboxacc_{delta}": self._class_shares(row.boxes.right(at, float(delta)), counts)
+                for delta, at in tau["maxboxacc"].items()
+            }
             found |= of_deltas | {"maxboxacc_v2": np.mean(list(of_deltas.values()), axis=0)}
             for key, at in tau.items():
                 if key in OF_GT_BOXES:
@@ -125,16 +130,26 @@ class PerImage:
 
     def write(self, run: RunFolder) -> Path:
         """`per_image.npz` in the run folder, whole or not at all."""
-        arrays = {"image_ids": np.array(self.image_ids), "labels": self.labels, "predictions": self.predictions,
-                  **self.correct}
+        arrays = {
+            "image_ids": np.array(self.image_ids),
+            "labels": self.labels,
+            "predictions": self.predictions,
+            **self.correct,
+        }
         for name, row in self.rows.items():
             for kind in _BOXES:
                 outcomes = getattr(row, kind)
-                arrays |= {f"{name}/{kind}/{field}": value
-                           for field, value in (outcomes._asdict() if outcomes is not None else {}).items()}
+                arrays |= {
+                    f"{name}/{kind}/{field}": value
+                    for field, value in (outcomes._asdict() if outcomes is not None else {}).items()
+                }
             arrays |= {f"{name}/histograms": row.histograms} if row.histograms is not None else {}
-        settings = {"schema": _SCHEMA, "dataset": self.dataset, "split": self.split,
-                    "rows": {name: row.val_taus for name, row in self.rows.items()}}
+        settings = {
+            "schema": _SCHEMA,
+            "dataset": self.dataset,
+            "split": self.split,
+            "rows": {name: row.val_taus for name, row in self.rows.items()},
+        }
         content = io.BytesIO()
         np.savez_compressed(content, settings=np.array(json.dumps(settings)), **arrays)
         return run.write(FILE, content.getvalue())
@@ -153,17 +168,38 @@ class PerImage:
             settings = json.loads(str(arrays["settings"]))
             if settings["schema"] != _SCHEMA:
                 raise ValueError(f"schema {settings['schema']}, not {_SCHEMA}")
-            rows = {name: RowOutcomes(*(_outcomes(arrays, f"{name}/{kind}") for kind in _BOXES),
-                                      arrays.get(f"{name}/histograms"), val_taus)
-                    for name, val_taus in settings["rows"].items()}
-            return cls(settings["dataset"], settings["split"], arrays["image_ids"].tolist(), arrays["labels"],
-                       arrays["predictions"], {key: arrays[key] for key in ("top1", "top5") if key in arrays}, rows)
+            rows = {
+                name: RowOutcomes(
+                    *(_outcomes(arrays, f"{name}/{kind}") for kind in _BOXES),
+                    arrays.get(f"{name}/histograms"),
+                    val_taus,
+                )
+                for name, val_taus in settings["rows"].items()
+            }
+            return cls(
+                settings["dataset"],
+                settings["split"],
+                arrays["image_ids"].tolist(),
+                arrays["labels"],
+                arrays["predictions"],
+                {key: arrays[key] for key in ("top1", "top5") if key in arrays},
+                rows,
+            )
         except FileNotFoundError:
             raise InputError(f"{path} is missing; evaluate the run again with --eval_only") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile,
-                zlib.error) as error:
-            raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}); evaluate the run again with "
-                             "--eval_only") from None
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
+            raise InputError(
+                f"{path} cannot be read ({type(error).__name__}: {error}); evaluate the run again with --eval_only"
+            ) from None
 
 
 def _outcomes(arrays: dict[str, np.ndarray], prefix: str) -> BoxOutcomes | None:

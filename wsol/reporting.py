@@ -25,8 +25,13 @@ _COMPARED = ("maxboxacc_v2", "pxap")
 
 def versions() -> dict[str, str]:
     """What the numbers were made with."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
-            "timm": timm.__version__, "numpy": np.__version__}
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "numpy": np.__version__,
+    }
 
 
 def table(results: dict[str, Any]) -> str:
@@ -47,16 +52,28 @@ def table(results: dict[str, Any]) -> str:
         if previous is not None and row["method"] != previous:
             lines.append([""] * len(headings))
         name = "" if row["method"] == previous else row["method"]
-        lines.append([name, row["head"] + (", clamped" if row["clamped"] else ""),
-                      *_cells(row, baselines.get(row["method"]), shown, iou_keys, with_interval)])
+        lines.append(
+            [
+                name,
+                row["head"] + (", clamped" if row["clamped"] else ""),
+                *_cells(row, baselines.get(row["method"]), shown, iou_keys, with_interval),
+            ]
+        )
         previous = row["method"]
     return tabulate(lines, headings, disable_numparse=True, colalign=["left"] * 2 + ["right"] * (len(headings) - 2))
 
 
 # figure of row["fidelity"] → heading and how it is printed; per cent, or areas and differences of confidence.
-_FIDELITY = {"avg_drop": ("drop ↓", ".1f"), "inc_conf": ("increase ↑", ".1f"), "avg_gain": ("gain ↑", ".1f"),
-             "insertion": ("insertion ↑", ".3f"), "deletion": ("deletion ↓", ".3f"), "road": ("ROAD ↑", ".3f"),
-             "pointing": ("pointing ↑", ".1f"), "energy_pointing": ("energy ↑", ".1f")}
+_FIDELITY = {
+    "avg_drop": ("drop ↓", ".1f"),
+    "inc_conf": ("increase ↑", ".1f"),
+    "avg_gain": ("gain ↑", ".1f"),
+    "insertion": ("insertion ↑", ".3f"),
+    "deletion": ("deletion ↓", ".3f"),
+    "road": ("ROAD ↑", ".3f"),
+    "pointing": ("pointing ↑", ".1f"),
+    "energy_pointing": ("energy ↑", ".1f"),
+}
 
 
 def fidelity_table(results: dict[str, Any]) -> str:
@@ -64,15 +81,20 @@ def fidelity_table(results: dict[str, Any]) -> str:
     lines, previous = [], None
     for row in results["rows"]:
         read = {head: figures for head, figures in row["fidelity"].items() if isinstance(figures, dict)} or {"": {}}
-        pointing = {key: value for key, value in row["fidelity"].items() if key not in read}    # on a row's first line
-        names = ["" if row["method"] == previous else row["method"], row["head"] + (", clamped" if row["clamped"] else "")]
+        pointing = {key: value for key, value in row["fidelity"].items() if key not in read}  # on a row's first line
+        names = [
+            "" if row["method"] == previous else row["method"],
+            row["head"] + (", clamped" if row["clamped"] else ""),
+        ]
         for head, figures in read.items():
             lines.append((*names, head, figures | pointing))
             names, pointing = ["", ""], {}
         previous = row["method"]
     shown = [key for key in _FIDELITY if any(key in found for *_, found in lines)]
-    cells = [[*names, *(format(found[key], _FIDELITY[key][1]) if key in found else "" for key in shown)]
-             for *names, found in lines]
+    cells = [
+        [*names, *(format(found[key], _FIDELITY[key][1]) if key in found else "" for key in shown)]
+        for *names, found in lines
+    ]
     headings = ["method", "head", "confidence of", *(_FIDELITY[key][0] for key in shown)]
     return tabulate(cells, headings, disable_numparse=True, colalign=["left"] * 3 + ["right"] * len(shown))
 
@@ -81,14 +103,21 @@ def cost_table(results: dict[str, Any]) -> str:
     """What the forward pass and each method cost, all its rows together; what methods share is counted for the first
     that needs it."""
     forward = results["cost"]["forward"]["seconds"]
-    lines = [[name, f"{cost['seconds']:.2f}", f"{cost['seconds'] / forward:.2f}", f"{cost['mib']:.0f}"]
-             for name, cost in results["cost"].items()]
-    return tabulate(lines, ["maps of", "seconds", "in forward passes", "MiB more"], disable_numparse=True,
-                    colalign=["left"] + ["right"] * 3)
+    lines = [
+        [name, f"{cost['seconds']:.2f}", f"{cost['seconds'] / forward:.2f}", f"{cost['mib']:.0f}"]
+        for name, cost in results["cost"].items()
+    ]
+    return tabulate(
+        lines,
+        ["maps of", "seconds", "in forward passes", "MiB more"],
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * 3,
+    )
 
 
-def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Iterable,
-           with_interval: Iterable[str]) -> list[str]:
+def _cells(
+    row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Iterable, with_interval: Iterable[str]
+) -> list[str]:
     cells = []
     for key in shown:
         cells.append(f"{row[key]:.1f}" if key in row else "")
@@ -98,7 +127,9 @@ def _cells(row: dict, baseline: dict | None, shown: Iterable[str], iou_keys: Ite
             known = baseline is not None and baseline is not row and key in row and key in baseline
             cells.append(f"{row[key] - baseline[key]:+.1f}" if known else "")
         if key == "maxboxacc_v2":
-            cells += [f"{row['maxboxacc'][iou]:.1f}" for iou in iou_keys] if "maxboxacc" in row else [""] * len(iou_keys)
+            cells += (
+                [f"{row['maxboxacc'][iou]:.1f}" for iou in iou_keys] if "maxboxacc" in row else [""] * len(iou_keys)
+            )
     return cells
 
 
@@ -111,49 +142,78 @@ def summary(results: dict[str, Any]) -> str:
     bounds = results.get("bootstrap", {}).get("classification", {})
     accuracy = ", ".join(
         f"{key.replace('top', 'Top-')} {value:.1f}{' ± ' + _half_width(bounds[key]) if key in bounds else ''} %"
-        for key, value in results["classification"].items())
-    legend = (f"±: half the width of the 95 % interval over images ({results['bootstrap']['resamples']:,} resamples)\n\n"
-              if "bootstrap" in results else "")
+        for key, value in results["classification"].items()
+    )
+    legend = (
+        f"±: half the width of the 95 % interval over images ({results['bootstrap']['resamples']:,} resamples)\n\n"
+        if "bootstrap" in results
+        else ""
+    )
     fidelity = f"{fidelity_table(results)}\n\n" if any("fidelity" in row for row in results["rows"]) else ""
     cost = f"{cost_table(results)}\n\n" if "cost" in results else ""
     seconds = ", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items())
-    return (f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: {accuracy}\n\n"
-            f"{table(results)}\n\n{legend}{fidelity}{cost}{seconds}")
+    return (
+        f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: {accuracy}\n\n"
+        f"{table(results)}\n\n{legend}{fidelity}{cost}{seconds}"
+    )
 
 
 def row_name(row: dict) -> str:
-    """"cam sigmoid, clamped"."""
+    """ "cam sigmoid, clamped"."""
     return f"{row['method']} {row['head']}".strip() + (", clamped" if row["clamped"] else "")
 
 
 def threshold_table(results: dict[str, Any]) -> str:
     """A line a row, every localization metric with the threshold that it was read at."""
     named = [*((row_name(row), row) for row in results["rows"]), ("centre Gaussian", results["center"])]
-    headings = {"maxboxacc_v2": "MaxBoxAccV2", "maxboxacc_v1": "MaxBoxAcc", "gt_loc": "GT-Loc",
-                "gt_loc_val": "GT-Loc (val)", "pxap": "PxAP"}
+    headings = {
+        "maxboxacc_v2": "MaxBoxAccV2",
+        "maxboxacc_v1": "MaxBoxAcc",
+        "gt_loc": "GT-Loc",
+        "gt_loc_val": "GT-Loc (val)",
+        "pxap": "PxAP",
+    }
     shown = [key for key in headings if any(key in row for _, row in named)]
     deltas = list(named[0][1].get("maxboxacc", {}))
     lines = []
     for name, row in named:
         taus = row.get("tau", {})
-        cells = {key: f"{row[key]:.2f}" + (f" [{taus[key]:g}]" if isinstance(taus.get(key), float) else "")
-                 for key in shown if key in row}
+        cells = {
+            key: f"{row[key]:.2f}" + (f" [{taus[key]:g}]" if isinstance(taus.get(key), float) else "")
+            for key in shown
+            if key in row
+        }
         of_delta = [f"{row['maxboxacc'][d]:.2f} [{taus['maxboxacc'][d]:g}]" if taus else "" for d in deltas]
         lines.append([name, *of_delta, *(cells.get(key, "") for key in shown)])
-    return tabulate(lines, ["maps", *(f"@{delta}" for delta in deltas), *(headings[key] for key in shown)],
-                    disable_numparse=True, colalign=["left"] + ["right"] * (len(lines[0]) - 1))
+    return tabulate(
+        lines,
+        ["maps", *(f"@{delta}" for delta in deltas), *(headings[key] for key in shown)],
+        disable_numparse=True,
+        colalign=["left"] + ["right"] * (len(lines[0]) - 1),
+    )
 
 
 def warn(found: dict[str, Any]) -> None:
     """Log which rows have maps or confidences that could not be used; found: what Evaluation.compute returned."""
     for row in found["rows"]:
         if row["num_degenerate"]:
-            log.warning("%s, %s head: %d of %d maps were constant or not finite, and count as zeros", row["method"],
-                        row["head"], row["num_degenerate"], found["num_images"])
+            log.warning(
+                "%s, %s head: %d of %d maps were constant or not finite, and count as zeros",
+                row["method"],
+                row["head"],
+                row["num_degenerate"],
+                found["num_images"],
+            )
         for head, figures in row.get("fidelity", {}).items():
             if isinstance(figures, dict) and "num_nonfinite" in figures:
-                log.warning("%s, %s head: the %s head's confidence in %d of %d images was not finite; fidelity leaves "
-                            "them out", row["method"], row["head"], head, figures["num_nonfinite"], found["num_images"])
+                log.warning(
+                    "%s, %s head: the %s head's confidence in %d of %d images was not finite; fidelity leaves them out",
+                    row["method"],
+                    row["head"],
+                    head,
+                    figures["num_nonfinite"],
+                    found["num_images"],
+                )
 
 
 def write_results(run: RunFolder, results: dict[str, Any]) -> None:
@@ -190,18 +250,24 @@ def flatten(row: dict, prefix: str = "") -> dict[str, Any]:
 class Wandb:
     """Weights & Biases, if it was asked for. Whatever goes wrong there is logged once and never stops the run."""
 
-    def __init__(self, wanted: bool, *, project: str | None, name: str, folder: str | None, run: RunFolder, config: dict):
+    def __init__(
+        self, wanted: bool, *, project: str | None, name: str, folder: str | None, run: RunFolder, config: dict
+    ):
         self._run = None
         if wanted:
             self._guard(self._start, project or "dual-cam", name, Path(folder) if folder else run.path, config)
 
     def _start(self, project: str, name: str, folder: Path, config: dict) -> None:
-        import wandb    # here: it takes seconds to import, and most runs do without it
+        import wandb  # here: it takes seconds to import, and most runs do without it
+
         mode = os.environ.get("WANDB_MODE")
         if mode is None and not _has_credentials():
             mode = "offline"
-            log.info("W&B: no credentials, logging offline to %s; `wandb login` sends later runs, "
-                     "`wandb sync FOLDER` this one", folder / "wandb")
+            log.info(
+                "W&B: no credentials, logging offline to %s; `wandb login` sends later runs, "
+                "`wandb sync FOLDER` this one",
+                folder / "wandb",
+            )
         folder.mkdir(parents=True, exist_ok=True)
         settings = wandb.Settings(init_timeout=20, silent=True)
         self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, mode=mode, settings=settings)
@@ -209,7 +275,7 @@ class Wandb:
     def _guard(self, action, *arguments, **named) -> None:
         try:
             action(*arguments, **named)
-        except Exception as error:      # W&B raises many kinds; none is worth a lost training run
+        except Exception as error:  # W&B raises many kinds; none is worth a lost training run
             log.warning("W&B is off for the rest of this run (%s: %s)", type(error).__name__, error)
             self._run = None
 
@@ -225,13 +291,19 @@ class Wandb:
 
     def _log_results(self, results: dict[str, Any], figures: Iterable[Path]) -> None:
         import wandb
+
         flat = [flatten(row) for row in results["rows"]]
         columns = list(dict.fromkeys(key for row in flat for key in row))
-        self._run.log({"results": wandb.Table(columns, [[row.get(c) for c in columns] for row in flat]),
-                       **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}})
+        self._run.log(
+            {
+                "results": wandb.Table(columns, [[row.get(c) for c in columns] for row in flat]),
+                **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures},
+            }
+        )
         for row in results["rows"]:
-            self._run.summary.update({f"{row_id(row)}/{key}": value for key, value in flatten(row).items()
-                                      if isinstance(value, float)})
+            self._run.summary.update(
+                {f"{row_id(row)}/{key}": value for key, value in flatten(row).items() if isinstance(value, float)}
+            )
 
     def close(self) -> None:
         if self._run is not None:
@@ -242,6 +314,7 @@ def _has_credentials() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
     import netrc
+
     try:
         return any("wandb" in host for host in netrc.netrc().hosts)
     except (OSError, netrc.NetrcParseError):

@@ -10,8 +10,9 @@ from wsol.errors import InputError
 from wsol.run_folder import log
 
 
-def settle_form(architecture: str, form: str, methods: list[str], saved: checkpoint.Found | None,
-                otherwise: str | None = None) -> str:
+def settle_form(
+    architecture: str, form: str, methods: list[str], saved: checkpoint.Found | None, otherwise: str | None = None
+) -> str:
     """--classifier_form auto: what the checkpoint holds, else `otherwise`, else cam if that is a method, else original.
 
     Raises:
@@ -25,12 +26,19 @@ def settle_form(architecture: str, form: str, methods: list[str], saved: checkpo
     if form == "auto":
         form = held or otherwise or ("cam" if "cam" in methods else "original")
         if entry.has_two_forms:
-            why = (f"{saved.path} holds it" if held else "its ImageNet weights are of that form" if otherwise
-                   else f"the methods are {','.join(methods)}")
+            why = (
+                f"{saved.path} holds it"
+                if held
+                else "its ImageNet weights are of that form"
+                if otherwise
+                else f"the methods are {','.join(methods)}"
+            )
             log.info("--classifier_form auto: %s has its %s form, as %s", architecture, form, why)
     elif entry.has_two_forms and held not in (None, form):
-        raise InputError(f"{saved.path} holds the {held} form of {architecture}, not the {form} form; "
-                         f"give --classifier_form {held}, or auto")
+        raise InputError(
+            f"{saved.path} holds the {held} form of {architecture}, not the {form} form; "
+            f"give --classifier_form {held}, or auto"
+        )
     return form
 
 

@@ -1,6 +1,6 @@
 """The folder of one run: made, found again, locked, never lost by accident.
 
-    <root>/<experiment_name>/{config.yaml,log.txt,metrics.jsonl,*_checkpoint.pth.tar,results.json,results.csv,figures/}
+<root>/<experiment_name>/{config.yaml,log.txt,metrics.jsonl,*_checkpoint.pth.tar,results.json,results.csv,figures/}
 """
 
 import fcntl
@@ -58,12 +58,16 @@ class RunFolder:
         if self.path.is_dir() and all(path.name == LOCK_FILE for path in self.path.iterdir()):
             return
         if not self.override:
-            raise InputError(f"{self.path} exists; go on with --resume, evaluate with --eval_only, replace it with "
-                             "--override_cache, or choose another --experiment_name")
+            raise InputError(
+                f"{self.path} exists; go on with --resume, evaluate with --eval_only, replace it with "
+                "--override_cache, or choose another --experiment_name"
+            )
         config = self.path / CONFIG_FILE
         if not (config.is_file() and config.read_text(errors="replace").startswith(_SIGNATURE)):
-            raise InputError(f"--override_cache removes only folders that this program made, and {self.path} has no "
-                             f"{CONFIG_FILE} of its; remove it yourself or choose another --experiment_name")
+            raise InputError(
+                f"--override_cache removes only folders that this program made, and {self.path} has no "
+                f"{CONFIG_FILE} of its; remove it yourself or choose another --experiment_name"
+            )
         inner = next((path for path in self.path.glob(f"*/{CONFIG_FILE}") if path.parent != self.figures), None)
         if inner is not None:
             raise InputError(f"--override_cache would remove another run with it: {inner.parent}; move that first")
@@ -94,8 +98,9 @@ class RunFolder:
             self._make()
             self._lock = open(self.path / LOCK_FILE, "w")
         except OSError as error:
-            raise InputError(f"cannot write to {self.path} ({error.strerror}); choose another --root or "
-                             "--experiment_name") from None
+            raise InputError(
+                f"cannot write to {self.path} ({error.strerror}); choose another --root or --experiment_name"
+            ) from None
         self._take_lock()
         if settings is None:
             return self.path.name
@@ -106,8 +111,10 @@ class RunFolder:
                 if old.name != LOCK_FILE:
                     shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         settings = settings | {"experiment_name": self.path.name}
-        self.write(CONFIG_FILE, _SIGNATURE + "python main.py --config FILE repeats it\n"
-                   + yaml.safe_dump(settings, sort_keys=False))
+        self.write(
+            CONFIG_FILE,
+            _SIGNATURE + "python main.py --config FILE repeats it\n" + yaml.safe_dump(settings, sort_keys=False),
+        )
         return self.path.name
 
     def _take_lock(self, patience: float = 5.0) -> None:
@@ -121,10 +128,11 @@ class RunFolder:
                 return fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise InputError(f"another process is at work in {self.path}; wait for it or choose another "
-                                     "--experiment_name") from None
+                    raise InputError(
+                        f"another process is at work in {self.path}; wait for it or choose another --experiment_name"
+                    ) from None
                 time.sleep(0.1)
-            except OSError:     # a file system without locks
+            except OSError:  # a file system without locks
                 return
 
     def _make(self) -> None:
@@ -133,10 +141,11 @@ class RunFolder:
             try:
                 self.path.mkdir(exist_ok=not self._numbered)
                 return
-            except FileExistsError:     # another process took this number a moment ago
+            except FileExistsError:  # another process took this number a moment ago
                 if not self._numbered:
-                    raise InputError(f"{self.path} is a file, not a run's folder; choose another "
-                                     "--experiment_name") from None
+                    raise InputError(
+                        f"{self.path} is a file, not a run's folder; choose another --experiment_name"
+                    ) from None
                 self.path = self.root / f"run-{_latest_number(self.root) + 1}"
 
     def write(self, name: str, content: str | bytes) -> Path:
@@ -161,7 +170,7 @@ class RunFolder:
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
                 entry = json.loads(line)
-            except ValueError:      # the process was killed in the middle of this line
+            except ValueError:  # the process was killed in the middle of this line
                 continue
             if isinstance(entry, dict) and entry.get("epoch", 0) <= stages_done.get(entry.get("stage"), 0):
                 kept.append(line + "\n")
@@ -188,7 +197,7 @@ _early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRIT
 def start_log(debug: bool = False, keep: bool = True) -> None:
     """Log to the console; with `keep`, lines are kept for log.txt until the run folder exists."""
     log.handlers.clear()
-    logging.raiseExceptions = False     # a full disk or a closed pipe must not bury the one line that says so
+    logging.raiseExceptions = False  # a full disk or a closed pipe must not bury the one line that says so
     log.setLevel(logging.DEBUG if debug else logging.INFO)
     log.propagate = False
     console = logging.StreamHandler(sys.stdout)

@@ -1,8 +1,8 @@
 """Saved score maps: finding the file of each image, reading one, and the rows that a folder holds.
 
-    <folder>/<image id without its extension>.npy       as main.py writes them
-    <folder>/<image id>.npy                             as wsolevaluation does
-    <folder>/<method>_<head>/...                        several rows side by side
+<folder>/<image id without its extension>.npy       as main.py writes them
+<folder>/<image id>.npy                             as wsolevaluation does
+<folder>/<method>_<head>/...                        several rows side by side
 """
 
 from __future__ import annotations
@@ -48,12 +48,17 @@ def find_rows(root: Path, image_ids: Sequence[str]) -> dict[Row, list[Path]]:
     inner = sorted(path for path in root.iterdir() if path.is_dir())
     for folders in ([root], inner):
         found = {folder: _find_maps(folder, image_ids) for folder in folders}
-        rows = {_row_of(folder.absolute().name): _complete(folder, image_ids, files)
-                for folder, files in found.items() if any(files)}
+        rows = {
+            _row_of(folder.absolute().name): _complete(folder, image_ids, files)
+            for folder, files in found.items()
+            if any(files)
+        }
         if rows:
             return rows
-    raise InputError(f"none of the {len(image_ids):,} images has a score map in --scoremap_root {root} or in a folder "
-                     f"there: no {scoremap_names(image_ids)[0]}, say; check --split and --dataset_name, too")
+    raise InputError(
+        f"none of the {len(image_ids):,} images has a score map in --scoremap_root {root} or in a folder "
+        f"there: no {scoremap_names(image_ids)[0]}, say; check --split and --dataset_name, too"
+    )
 
 
 def load_scoremap(path: Path, size: int = RESOLUTION) -> NDArray[np.floating]:
@@ -63,19 +68,22 @@ def load_scoremap(path: Path, size: int = RESOLUTION) -> NDArray[np.floating]:
         InputError: the file is missing or is no array, or the array is no such map.
     """
     try:
-        stored = np.load(path, mmap_mode="r", allow_pickle=False)   # mapped: a wrong header costs no memory
+        stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a wrong header costs no memory
     except FileNotFoundError:
         raise InputError(f"the score map {path} is missing") from None
     except _NOT_READABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"the score map {path} is not a whole .npy file of numbers ({reason}); write it with "
-                         "numpy.save") from None
+        raise InputError(
+            f"the score map {path} is not a whole .npy file of numbers ({reason}); write it with numpy.save"
+        ) from None
     if not isinstance(stored, np.ndarray) or stored.dtype.kind not in "fiub":
         what = f"an array of {stored.dtype}" if isinstance(stored, np.ndarray) else "an archive of arrays"
         raise InputError(f"the score map {path} is {what}, not one array of real numbers")
     if stored.shape != (size, size):
-        raise InputError(f"the score map {path} is {' x '.join(map(str, stored.shape)) or 'a single number'}, not "
-                         f"{size} x {size}; resize maps before saving them")
+        raise InputError(
+            f"the score map {path} is {' x '.join(map(str, stored.shape)) or 'a single number'}, not "
+            f"{size} x {size}; resize maps before saving them"
+        )
     native = stored.dtype.newbyteorder("=")
     scoremap = np.array(stored, dtype=native if native in (np.float32, np.float64) else np.float32)
     low, high = scoremap.min(), scoremap.max()

@@ -18,7 +18,7 @@ from wsol.losses import Objective
 from wsol.progress import progress
 from wsol.run_folder import log
 
-FEATURE_CACHE_BYTES = 2 * 1024 ** 3
+FEATURE_CACHE_BYTES = 2 * 1024**3
 
 
 def seed_everything(*entropy: int) -> None:
@@ -33,8 +33,9 @@ def learning_rate(base: float, epoch: int, decay_frequency: int) -> float:
     return base * 0.1 ** (epoch // decay_frequency)
 
 
-def make_optimizer(model: Classifier, *, lr: float, classifier_ratio: float, momentum: float,
-                   weight_decay: float) -> torch.optim.SGD:
+def make_optimizer(
+    model: Classifier, *, lr: float, classifier_ratio: float, momentum: float, weight_decay: float
+) -> torch.optim.SGD:
     """SGD with Nesterov momentum over what may learn; `model.fast`, or else the heads, `classifier_ratio` times as fast.
 
     Each group keeps its `ratio`, so that a schedule can set its rate from the base rate.
@@ -45,16 +46,25 @@ def make_optimizer(model: Classifier, *, lr: float, classifier_ratio: float, mom
     else:
         fast = {p for name, p in names.items() if re.match(model.fast, name)}
     learning = [p for p in names.values() if p.requires_grad]
-    groups = [{"params": [p for p in learning if p not in fast], "lr": lr, "ratio": 1.0},
-              {"params": [p for p in learning if p in fast], "lr": lr * classifier_ratio, "ratio": classifier_ratio}]
+    groups = [
+        {"params": [p for p in learning if p not in fast], "lr": lr, "ratio": 1.0},
+        {"params": [p for p in learning if p in fast], "lr": lr * classifier_ratio, "ratio": classifier_ratio},
+    ]
     if not learning:
         raise InputError("nothing is left to train: everything is frozen; see --unfreeze_layer")
-    return torch.optim.SGD([g for g in groups if g["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay,
-                           nesterov=momentum > 0)
+    return torch.optim.SGD(
+        [g for g in groups if g["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+    )
 
 
-def train_one_epoch(forward: Callable[[Tensor], Output], loader: DataLoader, objective: Objective,
-                    optimizer: torch.optim.Optimizer, device: torch.device, title: str = "") -> dict[str, float]:
+def train_one_epoch(
+    forward: Callable[[Tensor], Output],
+    loader: DataLoader,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    device: torch.device,
+    title: str = "",
+) -> dict[str, float]:
     """One pass over a loader of (inputs, labels, indices).
 
     Returns:
@@ -79,8 +89,10 @@ def train_one_epoch(forward: Callable[[Tensor], Output], loader: DataLoader, obj
         images += len(labels)
     learnt = [p for group in optimizer.param_groups for p in group["params"]]
     if not torch.isfinite(loss_sum) or not all(torch.isfinite(p).all() for p in learnt):
-        raise InputError(f"the loss or the weights are no longer finite ({title}); try a smaller --lr "
-                         "(--vanilla_lr in the vanilla stage of b2)")
+        raise InputError(
+            f"the loss or the weights are no longer finite ({title}); try a smaller --lr "
+            "(--vanilla_lr in the vanilla stage of b2)"
+        )
     return {"loss": loss_sum.item() / images, "top1": 100 * correct.item() / images}
 
 
@@ -130,15 +142,32 @@ class Trainer:
         decay_frequency: see learning_rate; the others: see make_optimizer.
     """
 
-    def __init__(self, loader: DataLoader, device: torch.device, *, seed: int,
-                 set_epoch: Callable[[DataLoader, tuple[int, int]], None], decay_frequency: int, **optimizer_settings):
+    def __init__(
+        self,
+        loader: DataLoader,
+        device: torch.device,
+        *,
+        seed: int,
+        set_epoch: Callable[[DataLoader, tuple[int, int]], None],
+        decay_frequency: int,
+        **optimizer_settings,
+    ):
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
-        self._features: TensorDataset | None = None     # for all stages that leave trunk and neck as they are
+        self._features: TensorDataset | None = None  # for all stages that leave trunk and neck as they are
         self._features_tried = False
 
-    def fit(self, model: Classifier, objective: Objective, history: History, *, epochs: int, lr: float,
-            resumed: dict | None = None, validate: Callable[[Classifier], dict] | None = None) -> None:
+    def fit(
+        self,
+        model: Classifier,
+        objective: Objective,
+        history: History,
+        *,
+        epochs: int,
+        lr: float,
+        resumed: dict | None = None,
+        validate: Callable[[Classifier], dict] | None = None,
+    ) -> None:
         """Train for `epochs` epochs (those of `resumed` counted in) and let `history` keep each.
 
         validate(model) gives the figures of the val split.
@@ -147,12 +176,12 @@ class Trainer:
         start = 0
         if resumed is not None:
             start = resumed["epoch"]
-        elif not epochs:    # nothing to train, but something to evaluate later
+        elif not epochs:  # nothing to train, but something to evaluate later
             history.save_untrained(model)
         if start >= epochs:
             return
         optimizer = make_optimizer(model, lr=lr, **self.optimizer_settings)
-        if resumed is not None and resumed["optimizer"] is not None:    # None: the checkpoint of a run of 0 epochs
+        if resumed is not None and resumed["optimizer"] is not None:  # None: the checkpoint of a run of 0 epochs
             asked_for = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(resumed["optimizer"])
             for group, settings in zip(optimizer.param_groups, asked_for, strict=True):
@@ -167,8 +196,9 @@ class Trainer:
             seed_everything(self.seed, *moment)
             self.set_epoch(loader, moment)
             model.train()
-            figures = train_one_epoch(forward, loader, objective, optimizer, self.device,
-                                      f"{history.stage} epoch {epoch}")
+            figures = train_one_epoch(
+                forward, loader, objective, optimizer, self.device, f"{history.stage} epoch {epoch}"
+            )
             history.record(epoch, figures, model, optimizer, validate, lr=rate, seconds=time.perf_counter() - began)
             began = time.perf_counter()
 
@@ -201,7 +231,7 @@ def select_device(indices: Sequence[int]) -> torch.device:
             raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
     if len(indices) > 1:
         log.warning("one process works on one device: of --gpus %s only %d is used", indices, indices[0])
-    torch.cuda.set_device(indices[0])       # else pinning memory opens a context on device 0
-    torch.backends.cudnn.deterministic = True       # same seed, same machine: same numbers
+    torch.cuda.set_device(indices[0])  # else pinning memory opens a context on device 0
+    torch.backends.cudnn.deterministic = True  # same seed, same machine: same numbers
     log.info("device: %s", torch.cuda.get_device_name(indices[0]))
     return torch.device("cuda", indices[0])

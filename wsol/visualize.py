@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import matplotlib
 
-matplotlib.use("Agg")       # files only: a GPU node has no screen
+matplotlib.use("Agg")  # files only: a GPU node has no screen
 import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
@@ -19,8 +19,13 @@ from wsol.metrics.boxes import box_at  # noqa: E402
 
 TRUTH, FOUND = "#39ff6a", "#ff3860"
 _TURBO = (plt.get_cmap("turbo")(np.arange(256))[:, :3] * 255).astype(np.float32)
-_STYLES = {"softmax": ("#444444", "-"), "softmax_clamped": ("#1f77b4", "--"),
-           "sigmoid": ("#ff9f1c", "-."), "sigmoid_clamped": ("#d62728", "-"), NO_HEAD: ("#444444", "-")}
+_STYLES = {
+    "softmax": ("#444444", "-"),
+    "softmax_clamped": ("#1f77b4", "--"),
+    "sigmoid": ("#ff9f1c", "-."),
+    "sigmoid_clamped": ("#d62728", "-"),
+    NO_HEAD: ("#444444", "-"),
+}
 
 
 @dataclass
@@ -31,6 +36,7 @@ class Example:
     in [0, 1]. boxes: (n, 4) ground truth in the image's pixels, or None. mask:
     (224, 224) of 0/1/255, or None.
     """
+
     image: np.ndarray
     title: str
     maps: dict[Row, np.ndarray]
@@ -60,8 +66,13 @@ def map_grid(path: Path, method: str, examples: Sequence[Example], taus: dict[Ro
         taus: row → score map threshold at which its box is drawn (largest contour).
     """
     rows = list(taus)
-    figure, axes = plt.subplots(len(examples), 1 + len(rows), squeeze=False, layout="constrained",
-                                figsize=(2.5 * (1 + len(rows)), 2.3 * len(examples)))
+    figure, axes = plt.subplots(
+        len(examples),
+        1 + len(rows),
+        squeeze=False,
+        layout="constrained",
+        figsize=(2.5 * (1 + len(rows)), 2.3 * len(examples)),
+    )
     for line, example in zip(axes, examples, strict=True):
         _show(line[0], example.image, example.title)
         _draw_truth(line[0], example)
@@ -79,7 +90,7 @@ def _show(axis, image: np.ndarray, title: str | None = None) -> None:
     axis.imshow(image)
     axis.set_axis_off()
     if title is not None:
-        axis.set_title(title, fontsize=9, parse_math=False)     # a class may be called "a$b"
+        axis.set_title(title, fontsize=9, parse_math=False)  # a class may be called "a$b"
 
 
 def _to_pixels(box: Sequence[float], example: Example) -> np.ndarray:
@@ -106,13 +117,19 @@ def _draw_box(axis, box: Sequence[float], colour: str) -> None:
 
 # --------------------------------------------------------------------------- the contact sheet of one picture
 
-_CELL_AREA, _LONGEST_SIDE = 230 * 230, 460      # pixels of a thumbnail
-_GAP, _MOST_COLUMNS = 8, 4           # few enough for a page's width
+_CELL_AREA, _LONGEST_SIDE = 230 * 230, 460  # pixels of a thumbnail
+_GAP, _MOST_COLUMNS = 8, 4  # few enough for a page's width
 _INK, _FAINT, _BAR = "#1a1a1a", "#777777", "#cfe3fa"
 
 
-def contact_sheet(image: np.ndarray, heading: str, classes: Sequence[tuple[str, float]], maps: Mapping[Row, np.ndarray],
-                  heads: Sequence[str], silent: Sequence[Row] = ()) -> np.ndarray:
+def contact_sheet(
+    image: np.ndarray,
+    heading: str,
+    classes: Sequence[tuple[str, float]],
+    maps: Mapping[Row, np.ndarray],
+    heads: Sequence[str],
+    silent: Sequence[Row] = (),
+) -> np.ndarray:
     """A picture with its likeliest classes, and beside it a map for each method (columns) and head (lines).
 
     Drawn with PIL: a folder of pictures needs thousands of these, and matplotlib takes a second for each.
@@ -137,9 +154,11 @@ def contact_sheet(image: np.ndarray, heading: str, classes: Sequence[tuple[str, 
     panel = max(width, 270)
     band_height = 26 + len(heads) * (cell_height + _GAP) + _GAP
     top = 44
-    left = panel + 3 * _GAP + label      # where the maps begin
-    size = (left + across * (cell_width + _GAP),
-            top + max(26 + height + 2 * _GAP + 26 * len(classes), bands * band_height) + _GAP)
+    left = panel + 3 * _GAP + label  # where the maps begin
+    size = (
+        left + across * (cell_width + _GAP),
+        top + max(26 + height + 2 * _GAP + 26 * len(classes), bands * band_height) + _GAP,
+    )
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_GAP, 10), heading, sheet.width - 2 * _GAP, 20, bold=True)
@@ -180,8 +199,11 @@ def _thumbnail(image: np.ndarray) -> np.ndarray:
     """The image at a cell's area, its proportions kept, no side longer than a cell may be."""
     height, width = image.shape[:2]
     scale = min(math.sqrt(_CELL_AREA / (height * width)), _LONGEST_SIDE / max(height, width))
-    return cv2.resize(image, (max(round(width * scale), 1), max(round(height * scale), 1)),
-                      interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    return cv2.resize(
+        image,
+        (max(round(width * scale), 1), max(round(height * scale), 1)),
+        interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR,
+    )
 
 
 @lru_cache
@@ -190,8 +212,16 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf"), size)
 
 
-def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int, size: int, *, bold: bool = False,
-           colour: str = _INK) -> None:
+def _write(
+    draw: ImageDraw.ImageDraw,
+    place: tuple[int, int],
+    text: str,
+    width: int,
+    size: int,
+    *,
+    bold: bool = False,
+    colour: str = _INK,
+) -> None:
     """One line of text; what does not fit into `width` pixels is cut off behind an ellipsis."""
     font = _font(size, bold)
     text = "".join(letter if letter.isprintable() else " " for letter in text)
@@ -210,8 +240,9 @@ def _write_upwards(sheet: Image.Image, place: tuple[int, int], text: str, length
     sheet.paste(strip.rotate(90, expand=True), place)
 
 
-def _list_classes(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int,
-                  classes: Sequence[tuple[str, float]]) -> None:
+def _list_classes(
+    draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, classes: Sequence[tuple[str, float]]
+) -> None:
     """Classes with their probabilities, each over a bar of that share of the width."""
     x, y = place
     for name, probability in classes:
@@ -232,6 +263,7 @@ def _remark(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int], t
 
 # --------------------------------------------------------------------------- curves
 
+
 def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
     """Box accuracy (mean over its IoU thresholds, multi-contour) over the score map threshold.
 
@@ -240,19 +272,32 @@ def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
     methods = list(dict.fromkeys(row.method for row in curves))
     columns = min(len(methods), 3)
     lines = -(-len(methods) // columns)
-    figure, axes = plt.subplots(lines, columns, squeeze=False, sharex=True, sharey=True, layout="constrained",
-                                figsize=(3.6 * columns, 2.8 * lines))
+    figure, axes = plt.subplots(
+        lines,
+        columns,
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        figsize=(3.6 * columns, 2.8 * lines),
+    )
     for number, axis in enumerate(axes.flat):
         if number >= len(methods):
             axis.set_visible(False)
         elif number + columns >= len(methods):
-            axis.tick_params(labelbottom=True)      # nothing is shown below it
+            axis.tick_params(labelbottom=True)  # nothing is shown below it
     for axis, method in zip(axes.flat, methods, strict=False):
         for row, curve in curves.items():
             if row.method == method:
                 colour, style = _STYLES[row.head]
-                axis.plot(curve["tau"], np.mean(list(curve["maxboxacc"].values()), axis=0), style, color=colour,
-                          linewidth=1.4, label=row.label)
+                axis.plot(
+                    curve["tau"],
+                    np.mean(list(curve["maxboxacc"].values()), axis=0),
+                    style,
+                    color=colour,
+                    linewidth=1.4,
+                    label=row.label,
+                )
         axis.set_title(method, fontsize=10)
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7, frameon=False)

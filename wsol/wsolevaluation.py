@@ -35,6 +35,7 @@ _HAVE_BOXES = ("ILSVRC", "CUB", "CARS")
 
 # --------------------------------------------------------------------------- data_loaders.py
 
+
 def configure_metadata(metadata_root: str) -> munch.Munch:
     """Paths of a split's files; metadata_root is the split's folder, such as metadata/CUB/test."""
     names = ("image_ids", "image_ids_proxy", "class_labels", "image_sizes", "localization")
@@ -63,8 +64,10 @@ def get_mask_paths(metadata: Mapping[str, str]) -> tuple[dict[str, list[str]], d
     """({image id: [mask file, ...]}, {image id: ignore file, or ""})."""
     path, position = _listed(metadata, "localization", 2)
     masks = dict(zip(position, read_masks(path, position), strict=True))
-    return ({image_id: list(paths.foreground) for image_id, paths in masks.items()},
-            {image_id: paths.ignore for image_id, paths in masks.items()})
+    return (
+        {image_id: list(paths.foreground) for image_id, paths in masks.items()},
+        {image_id: paths.ignore for image_id, paths in masks.items()},
+    )
 
 
 def get_image_sizes(metadata: Mapping[str, str]) -> dict[str, tuple[int, int]]:
@@ -81,6 +84,7 @@ def _listed(metadata: Mapping[str, str], name: str, fields: int) -> tuple[Path, 
 
 
 # --------------------------------------------------------------------------- util.py
+
 
 def check_scoremap_validity(scoremap: NDArray) -> None:
     """Raise TypeError for what is no float array, ValueError for one that is not 2-D, holds NaN or leaves [0, 1]."""
@@ -113,6 +117,7 @@ def check_box_convention(boxes: NDArray, convention: str) -> None:
 
 # --------------------------------------------------------------------------- evaluation.py
 
+
 def calculate_multiple_iou(box_a: NDArray, box_b: NDArray) -> NDArray[np.float64]:
     """IoU of all pairs of boxes x0, y0, x1, y1 in whole pixels, both ends inclusive: (n, 4), (m, 4) -> (n, m)."""
     for boxes in (box_a, box_b):
@@ -133,8 +138,9 @@ def resize_bbox(box: Sequence[float], image_size: tuple[float, float], resize_si
     return x0, y0, x1, y1
 
 
-def compute_bboxes_from_scoremaps(scoremap: NDArray, scoremap_threshold_list: Iterable[float],
-                                  multi_contour_eval: bool = False) -> tuple[list[NDArray[np.int64]], list[int]]:
+def compute_bboxes_from_scoremaps(
+    scoremap: NDArray, scoremap_threshold_list: Iterable[float], multi_contour_eval: bool = False
+) -> tuple[list[NDArray[np.int64]], list[int]]:
     """For each threshold the boxes of a score map (H, W), (n, 4), and how many they are.
 
     One box, the largest contour's, or with multi_contour_eval those of all; [[0, 0, 0, 0]] where there is no contour.
@@ -158,8 +164,16 @@ class LocalizationEvaluator:
     cent. mask_root: the folder that mask paths start from.
     """
 
-    def __init__(self, metadata: Mapping[str, str], dataset_name: str, split: str, cam_threshold_list: Sequence[float],
-                 iou_threshold_list: Sequence[int], mask_root: str | None, multi_contour_eval: bool):
+    def __init__(
+        self,
+        metadata: Mapping[str, str],
+        dataset_name: str,
+        split: str,
+        cam_threshold_list: Sequence[float],
+        iou_threshold_list: Sequence[int],
+        mask_root: str | None,
+        multi_contour_eval: bool,
+    ):
         self.metadata = metadata
         self.cam_threshold_list = cam_threshold_list
         self.iou_threshold_list = iou_threshold_list
@@ -184,8 +198,10 @@ class BoxEvaluator(LocalizationEvaluator):
         self.num_correct = {delta: np.zeros(len(self.cam_threshold_list)) for delta in self.iou_threshold_list}
         self.original_bboxes = get_bounding_boxes(self.metadata)
         self.image_sizes = get_image_sizes(self.metadata)
-        self.gt_bboxes = {image_id: self._resized(self.original_bboxes[image_id], self.image_sizes[image_id])
-                          for image_id in self.image_ids}
+        self.gt_bboxes = {
+            image_id: self._resized(self.original_bboxes[image_id], self.image_sizes[image_id])
+            for image_id in self.image_ids
+        }
 
     def _resized(self, boxes: list[Box], image_size: tuple[int, int]) -> list[Box]:
         """resize_bbox for all boxes of an image at once."""

@@ -4,5 +4,14 @@ from wsol.backbones import efficientnet, inception, resnet, vgg, vit  # noqa: F4
 from wsol.backbones.factory import build, get_architecture, new_classes
 from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS, Architecture, Wanted, register
 
-__all__ = ["ARCHITECTURES", "FORMS", "LAST_LAYERS", "Architecture", "Wanted", "build", "get_architecture",
-           "new_classes", "register"]
+__all__ = [
+    "ARCHITECTURES",
+    "FORMS",
+    "LAST_LAYERS",
+    "Architecture",
+    "Wanted",
+    "build",
+    "get_architecture",
+    "new_classes",
+    "register",
+]

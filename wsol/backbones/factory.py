@@ -18,9 +18,17 @@ def get_architecture(name: str) -> Architecture:
     return ARCHITECTURES[name] if name in ARCHITECTURES else named_entry(name)
 
 
-def build(architecture: str, num_classes: int | None = None, *, pretrained: bool = True,
-          large_feature_map: bool = False, classifier_form: str = "cam", last_layer: str = "fc",
-          pretrained_path: str | None = None, image_size: int = 224) -> Classifier:
+def build(
+    architecture: str,
+    num_classes: int | None = None,
+    *,
+    pretrained: bool = True,
+    large_feature_map: bool = False,
+    classifier_form: str = "cam",
+    last_layer: str = "fc",
+    pretrained_path: str | None = None,
+    image_size: int = 224,
+) -> Classifier:
     """Build a network by its command-line name, without a sigmoid branch.
 
     Args:

@@ -25,7 +25,7 @@ def inception_v3(wanted: Wanted) -> Classifier:
     """
     source = torchvision.models.inception_v3(aux_logits=False, transform_input=False, init_weights=False)
     for conv in (layer for layer in source.modules() if isinstance(layer, nn.Conv2d)):
-        nn.init.xavier_uniform_(conv.weight)        # torchvision's own start explodes unless BatchNorm learns
+        nn.init.xavier_uniform_(conv.weight)  # torchvision's own start explodes unless BatchNorm learns
     if wanted.pretrained:
         tensors = torchvision_weights(WEIGHTS, wanted, "inception_v3")
         load_strictly(source, {n: t for n, t in tensors.items() if not n.startswith("AuxLogits.")}, "inception_v3")
@@ -34,8 +34,11 @@ def inception_v3(wanted: Wanted) -> Classifier:
 
 def _original(source: nn.Module, wanted: Wanted) -> Classifier:
     trunk = [(name, layer) for name, layer in source.named_children() if name not in ("avgpool", "dropout", "fc")]
-    network = nn.Sequential(OrderedDict(
-        [*trunk, *pooled_head(source.fc.in_features, wanted.last_layer, before=[("dropout", source.dropout)])]))
+    network = nn.Sequential(
+        OrderedDict(
+            [*trunk, *pooled_head(source.fc.in_features, wanted.last_layer, before=[("dropout", source.dropout)])]
+        )
+    )
     model = Classifier(network, wanted.last_layer, target_layer="Mixed_7c")
     take_over(model.softmax_head, source.fc)
     model.head_is_new = not wanted.pretrained
@@ -55,14 +58,24 @@ def _cam(source: nn.Module, wanted: Wanted) -> Classifier:
     if not wanted.large_feature_map:
         trunk.insert(list(layers).index("Mixed_6a"), ("maxpool3", nn.MaxPool2d(3, stride=2, ceil_mode=True)))
 
-    network = nn.Sequential(OrderedDict([
-        *trunk,
-        ("dropout1", nn.Dropout()), ("SPG_A3_1b", _conv_relu(768, 1024)),
-        ("dropout2", nn.Dropout()), ("SPG_A3_2b", _conv_relu(1024, 1024)),
-        ("dropout3", nn.Dropout()), ("SPG_A4", nn.Conv2d(1024, IMAGENET_CLASSES, kernel_size=1)),
-        ("avgpool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())]))
-    return Classifier(network, "SPG_A4", target_layer="SPG_A3_2b",
-                      neck=["dropout1", "SPG_A3_1b", "dropout2", "SPG_A3_2b", "dropout3"])
+    network = nn.Sequential(
+        OrderedDict(
+            [
+                *trunk,
+                ("dropout1", nn.Dropout()),
+                ("SPG_A3_1b", _conv_relu(768, 1024)),
+                ("dropout2", nn.Dropout()),
+                ("SPG_A3_2b", _conv_relu(1024, 1024)),
+                ("dropout3", nn.Dropout()),
+                ("SPG_A4", nn.Conv2d(1024, IMAGENET_CLASSES, kernel_size=1)),
+                ("avgpool", nn.AdaptiveAvgPool2d(1)),
+                ("flatten", nn.Flatten()),
+            ]
+        )
+    )
+    return Classifier(
+        network, "SPG_A4", target_layer="SPG_A3_2b", neck=["dropout1", "SPG_A3_1b", "dropout2", "SPG_A3_2b", "dropout3"]
+    )
 
 
 def _conv_relu(inputs: int, outputs: int) -> nn.Sequential:

@@ -7,8 +7,15 @@ import torch
 import torchvision
 from torch import nn
 
-from wsol.backbones.registry import (ARCHITECTURES, IMAGENET_CLASSES, IMAGENET_MEAN, IMAGENET_STD, Architecture, Wanted,
-                                     refuse_conv)
+from wsol.backbones.registry import (
+    ARCHITECTURES,
+    IMAGENET_CLASSES,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    Architecture,
+    Wanted,
+    refuse_conv,
+)
 from wsol.backbones.weights import create_timm, load_strictly, torchvision_weights
 from wsol.dual_head import Classifier, find_head
 from wsol.errors import InputError, nearest
@@ -32,8 +39,10 @@ def entry(name: str) -> Architecture:
     if name in _torchvision_names():
         return Architecture(name, partial(from_torchvision, name))
     known = [*ARCHITECTURES, *timm.list_models(), *_torchvision_names()]
-    raise InputError(f"unknown architecture '{name}'" + nearest(name, known) + f" (known: "
-                     f"{', '.join(sorted(ARCHITECTURES))}, and the classifiers of timm and torchvision)")
+    raise InputError(
+        f"unknown architecture '{name}'" + nearest(name, known) + f" (known: "
+        f"{', '.join(sorted(ARCHITECTURES))}, and the classifiers of timm and torchvision)"
+    )
 
 
 @lru_cache
@@ -54,11 +63,13 @@ def from_timm(name: str, wanted: Wanted) -> Classifier:
         network = create_timm(name, wanted, **arguments)
     except (TypeError, NotImplementedError, AssertionError, ValueError) as error:
         if wanted.large_feature_map and not isinstance(error, InputError):
-            raise InputError(f"--large_feature_map: timm cannot halve the stride of {name}; leave it out or enlarge "
-                             "--crop_size") from None
+            raise InputError(
+                f"--large_feature_map: timm cannot halve the stride of {name}; leave it out or enlarge --crop_size"
+            ) from None
         if "img_size" in arguments and not isinstance(error, InputError):
-            raise InputError(f"--crop_size {wanted.image_size}: timm builds {name} for images of "
-                             f"{config.input_size[-1]} only") from None
+            raise InputError(
+                f"--crop_size {wanted.image_size}: timm builds {name} for images of {config.input_size[-1]} only"
+            ) from None
         raise
     return anatomy(network, wanted.image_size, head_is_new=not (wanted.pretrained and has_head))
 
@@ -66,8 +77,10 @@ def from_timm(name: str, wanted: Wanted) -> Classifier:
 def from_torchvision(name: str, wanted: Wanted) -> Classifier:
     refuse_conv(wanted, f"{name} ends as torchvision built it")
     if wanted.large_feature_map:
-        raise InputError(f"--large_feature_map: torchvision cannot halve the stride of {name}; leave it out, enlarge "
-                         "--crop_size, or use timm's network")
+        raise InputError(
+            f"--large_feature_map: torchvision cannot halve the stride of {name}; leave it out, enlarge "
+            "--crop_size, or use timm's network"
+        )
     arguments = {"init_weights": True} if name == "googlenet" else {}
     if name.startswith("vit_"):
         arguments["image_size"] = wanted.image_size
@@ -79,7 +92,7 @@ def from_torchvision(name: str, wanted: Wanted) -> Classifier:
         entries = torchvision.models.get_model_weights(name)
         weights = getattr(entries, "IMAGENET1K_V1", None) or entries.DEFAULT
         load_strictly(network, torchvision_weights(weights, wanted, name), name)
-    if hasattr(network, "aux_logits"):      # GoogLeNet: training with its extra heads is not ours
+    if hasattr(network, "aux_logits"):  # GoogLeNet: training with its extra heads is not ours
         network.aux_logits, network.aux1, network.aux2 = False, None, None
     return anatomy(network, wanted.image_size, head_is_new=not wanted.pretrained)
 
@@ -91,8 +104,9 @@ def anatomy(network: nn.Module, image_size: int, head_is_new: bool = True) -> Cl
         InputError: there are no such layers, or the network does not take images of this size.
     """
     head = find_head(network)
-    target, pooled = find_layers(network, head, torch.randn(1, 3, image_size, image_size,
-                                                            generator=torch.Generator().manual_seed(0)))
+    target, pooled = find_layers(
+        network, head, torch.randn(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
+    )
     model = Classifier(network, head, target_layer=target, pooled_layer=pooled)
     model.head_is_new = head_is_new
     return model

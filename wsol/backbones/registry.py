@@ -33,6 +33,7 @@ class Wanted:
     a folder) where one is given. image_size: side of the images, for networks
     that are made for one size.
     """
+
     form: str = "cam"
     large_feature_map: bool = False
     last_layer: str = "fc"
@@ -51,6 +52,7 @@ class Architecture:
     parameter names that learn lr_classifier_ratio times as fast; None: the heads.
     mean and std are those of its weights, of RGB values in [0, 1].
     """
+
     name: str
     builder: Callable[[Wanted], Classifier]
     forms: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(FORMS, ""))
@@ -77,13 +79,17 @@ ARCHITECTURES: dict[str, Architecture] = {}
 
 def register(name: str, **facts) -> Callable:
     """Decorator that enters a builder into ARCHITECTURES."""
+
     def enter(builder):
         ARCHITECTURES[name] = Architecture(name, builder, **facts)
         return builder
+
     return enter
 
 
-def pooled_head(channels: int, last_layer: str, before: Iterable[tuple[str, nn.Module]] = ()) -> list[tuple[str, nn.Module]]:
+def pooled_head(
+    channels: int, last_layer: str, before: Iterable[tuple[str, nn.Module]] = ()
+) -> list[tuple[str, nn.Module]]:
     """The layers from (B, C, h, w) to logits: pool and a Linear `fc`, or a 1x1 `conv` and pool (the same function).
 
     `before`: layers in front of the last one, such as dropout.

@@ -32,19 +32,42 @@ def vgg16(wanted: Wanted) -> Classifier:
         return _original(features, _below(tensors or {}, "classifier."))
 
     head = pooled_head(1024, wanted.last_layer)
-    network = nn.Sequential(OrderedDict([
-        ("features", features), ("conv6", nn.Conv2d(512, 1024, kernel_size=3, padding=1)), ("relu", nn.ReLU()), *head]))
+    network = nn.Sequential(
+        OrderedDict(
+            [
+                ("features", features),
+                ("conv6", nn.Conv2d(512, 1024, kernel_size=3, padding=1)),
+                ("relu", nn.ReLU()),
+                *head,
+            ]
+        )
+    )
     initialize(network.conv6)
     return Classifier(network, wanted.last_layer, target_layer="relu", neck=["conv6"])
 
 
 def _original(features: nn.Sequential, tensors: dict) -> Classifier:
-    classifier = nn.Sequential(nn.Linear(512 * 7 * 7, 4096), nn.ReLU(inplace=True), nn.Dropout(),
-                               nn.Linear(4096, 4096), nn.ReLU(inplace=True), nn.Dropout(), nn.Linear(4096, 1000))
+    classifier = nn.Sequential(
+        nn.Linear(512 * 7 * 7, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(4096, 4096),
+        nn.ReLU(inplace=True),
+        nn.Dropout(),
+        nn.Linear(4096, 1000),
+    )
     if tensors:
         load_strictly(classifier, tensors, "vgg16's classifier")
-    network = nn.Sequential(OrderedDict([("features", features), ("avgpool", nn.AdaptiveAvgPool2d(7)),
-                                         ("flatten", nn.Flatten()), ("classifier", classifier)]))
+    network = nn.Sequential(
+        OrderedDict(
+            [
+                ("features", features),
+                ("avgpool", nn.AdaptiveAvgPool2d(7)),
+                ("flatten", nn.Flatten()),
+                ("classifier", classifier),
+            ]
+        )
+    )
     model = Classifier(network, "classifier", target_layer=f"features.{len(features) - 1}")
     model.head_is_new = not tensors
     return model

@@ -23,13 +23,16 @@ def vit(wanted: Wanted) -> Classifier:
     """
     refuse_conv(wanted, "vit's head reads the class token, there is no global average pooling to put it before")
     if wanted.large_feature_map:
-        raise InputError("--large_feature_map: vit has one stage of 16-pixel patches and no stride to halve; give "
-                         "--crop_size 448 for maps of twice the side, or leave it out")
+        raise InputError(
+            "--large_feature_map: vit has one stage of 16-pixel patches and no stride to halve; give "
+            "--crop_size 448 for maps of twice the side, or leave it out"
+        )
     features = create_timm(NAME, wanted, dynamic_img_size=True)
     head = features.head
     features.reset_classifier(0)
     network = nn.Sequential(OrderedDict([("features", features), ("head", head)]))
-    model = Classifier(network, "head", target_layer=f"features.blocks.{len(features.blocks) - 1}.norm1",
-                       pooled_layer="features.norm")
+    model = Classifier(
+        network, "head", target_layer=f"features.blocks.{len(features.blocks) - 1}.norm1", pooled_layer="features.norm"
+    )
     model.head_is_new = not wanted.pretrained
     return model

@@ -33,8 +33,9 @@ def torchvision_weights(weights, wanted: Wanted, architecture: str) -> dict[str,
     """
     file_name = weights.url.rpartition("/")[2]
     if wanted.pretrained_path:
-        return checkpoint.load(_find_file(wanted.pretrained_path, [file_name, f"{architecture}.pth"],
-                                          weights.url))["state_dict"]
+        return checkpoint.load(_find_file(wanted.pretrained_path, [file_name, f"{architecture}.pth"], weights.url))[
+            "state_dict"
+        ]
     cached = os.path.exists(os.path.join(torch.hub.get_dir(), "checkpoints", file_name))
     with _download(weights.url, architecture, cached):
         return weights.get_state_dict(progress=True, check_hash=True)
@@ -58,12 +59,12 @@ def create_timm(name: str, wanted: Wanted, **arguments) -> nn.Module:
     names = [u.rpartition("/")[2] for u in (config.url, url) if u] + [f"{name}.pth", f"{name}.safetensors"]
     file = _find_file(wanted.pretrained_path, list(dict.fromkeys(names)), url)
     if file.suffix not in (".safetensors", ".npz"):
-        checkpoint.read(file)       # refuses code, which older releases of timm would execute
+        checkpoint.read(file)  # refuses code, which older releases of timm would execute
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments)
     except _OF_THE_BUILDER:
         raise
-    except Exception as error:      # readers of files each raise their own kind
+    except Exception as error:  # readers of files each raise their own kind
         raise InputError(f"--pretrained_path {file} does not fit {name}: {_one_line(error)}") from None
 
 
@@ -71,6 +72,7 @@ def timm_url(config) -> str:
     """Where timm gets the weights of a pretrained_cfg from: the Hugging Face hub if it is there, else a plain URL."""
     if config.hf_hub_id:
         from huggingface_hub import hf_hub_url
+
         return hf_hub_url(config.hf_hub_id, config.hf_hub_filename or "model.safetensors")
     return config.url
 
@@ -78,8 +80,12 @@ def timm_url(config) -> str:
 def _is_cached_by_timm(config) -> bool:
     if config.hf_hub_id:
         from huggingface_hub import try_to_load_from_cache
-        return any(isinstance(try_to_load_from_cache(config.hf_hub_id, name), str)
-                   for name in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin") if name)
+
+        return any(
+            isinstance(try_to_load_from_cache(config.hf_hub_id, name), str)
+            for name in (config.hf_hub_filename, "model.safetensors", "pytorch_model.bin")
+            if name
+        )
     return os.path.exists(os.path.join(torch.hub.get_dir(), "checkpoints", config.url.rpartition("/")[2]))
 
 
@@ -88,11 +94,16 @@ def load_strictly(module: nn.Module, tensors: dict[str, Tensor], what: str) -> N
     own = module.state_dict()
     # num_batches_tracked came with torch 0.4.1; the oldest published files lack it.
     missing = [n for n in own if n not in tensors and not n.endswith("num_batches_tracked")]
-    wrong = missing + [n for n in tensors if n not in own] + [
-        n for n, t in tensors.items() if n in own and t.shape != own[n].shape]
+    wrong = (
+        missing
+        + [n for n in tensors if n not in own]
+        + [n for n, t in tensors.items() if n in own and t.shape != own[n].shape]
+    )
     if wrong:
-        raise InputError(f"the ImageNet weights do not fit {what}: {', '.join(wrong[:3])}"
-                         f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; check --pretrained_path")
+        raise InputError(
+            f"the ImageNet weights do not fit {what}: {', '.join(wrong[:3])}"
+            f"{f' and {len(wrong) - 3} more' if len(wrong) > 3 else ''}; check --pretrained_path"
+        )
     module.load_state_dict(tensors, strict=False)
 
 
@@ -119,10 +130,12 @@ def _download(url: str, architecture: str, cached: bool):
         yield
     except _OF_THE_BUILDER:
         raise
-    except Exception as error:      # the loaders' libraries each raise their own kind
-        raise InputError(f"the ImageNet weights of {architecture} cannot be downloaded ({_one_line(error)}); download "
-                         f"{url} elsewhere and give --pretrained_path FILE_OR_FOLDER, or start without them: "
-                         "--pretrained FALSE") from None
+    except Exception as error:  # the loaders' libraries each raise their own kind
+        raise InputError(
+            f"the ImageNet weights of {architecture} cannot be downloaded ({_one_line(error)}); download "
+            f"{url} elsewhere and give --pretrained_path FILE_OR_FOLDER, or start without them: "
+            "--pretrained FALSE"
+        ) from None
     finally:
         socket.setdefaulttimeout(patience)
 

@@ -6,5 +6,17 @@ from wsol.cam.cost import Meter
 from wsol.cam.extractor import PERTURB_BATCH, CamExtractor
 from wsol.cam.scoremap import NORMALIZATIONS, ScoreMaps, to_scoremaps
 
-__all__ = ["CAM_METHODS", "HEADS", "NORMALIZATIONS", "NO_HEAD", "PERTURB_BATCH", "CamExtractor", "Meter", "Row", "ScoreMaps",
-           "get_method", "rows", "to_scoremaps"]
+__all__ = [
+    "CAM_METHODS",
+    "HEADS",
+    "NORMALIZATIONS",
+    "NO_HEAD",
+    "PERTURB_BATCH",
+    "CamExtractor",
+    "Meter",
+    "Row",
+    "ScoreMaps",
+    "get_method",
+    "rows",
+    "to_scoremaps",
+]

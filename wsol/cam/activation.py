@@ -21,10 +21,14 @@ def eigencam(view: HeadView) -> Tensor:
 @register("kpcacam", weights=False, headless=True)
 def kpcacam(view: HeadView) -> Tensor:
     """First kernel principal component of A, kernel tanh(x.y / C + 1) (Karmani et al., 2024, sigmoid kernel)."""
-    pixels = _centred_pixels(view.activations)              # (B, P, C)
+    pixels = _centred_pixels(view.activations)  # (B, P, C)
     kernel = (pixels @ pixels.mT / pixels.shape[2] + 1).tanh()
-    kernel = kernel - kernel.mean(dim=1, keepdim=True) - kernel.mean(dim=2, keepdim=True) + kernel.mean(
-        dim=(1, 2), keepdim=True)
+    kernel = (
+        kernel
+        - kernel.mean(dim=1, keepdim=True)
+        - kernel.mean(dim=2, keepdim=True)
+        + kernel.mean(dim=(1, 2), keepdim=True)
+    )
     return _as_map(_leading(kernel), view.activations)
 
 
@@ -42,11 +46,11 @@ def principal_component(maps: Tensor) -> Tensor:
     Channels are centred over the places. A component has no sign of its own: it
     gets the one that makes it rise with the sum over the channels.
     """
-    pixels = _centred_pixels(maps)                          # (B, P, C)
+    pixels = _centred_pixels(maps)  # (B, P, C)
     if pixels.shape[1] <= pixels.shape[2]:
         component = _leading(pixels @ pixels.mT)
     else:
-        direction = _leading(pixels.mT @ pixels)            # (B, C), up to its length
+        direction = _leading(pixels.mT @ pixels)  # (B, C), up to its length
         length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
         component = (pixels @ (direction / length.where(length > 0, 1))[:, :, None])[:, :, 0]
     return _as_map(component, maps)

@@ -26,7 +26,7 @@ from wsol.layout import Layout
 # Rows a person can ask for: the head that the map explains, and whether negative
 # channel weights are clamped to zero before they meet the activations.
 HEADS = ("softmax", "softmax_clamped", "sigmoid", "sigmoid_clamped")
-NO_HEAD = "none"    # of methods that see no head
+NO_HEAD = "none"  # of methods that see no head
 
 
 class Pass:
@@ -43,8 +43,19 @@ class Pass:
         alpha: strength of finercam's comparison.
     """
 
-    def __init__(self, model: Classifier, images: Tensor, layer: nn.Module, leaf: Tensor, layout: Layout, output: Output,
-                 class_ids: Tensor, *, perturb_batch: int = 64, alpha: float = 0.6):
+    def __init__(
+        self,
+        model: Classifier,
+        images: Tensor,
+        layer: nn.Module,
+        leaf: Tensor,
+        layout: Layout,
+        output: Output,
+        class_ids: Tensor,
+        *,
+        perturb_batch: int = 64,
+        alpha: float = 0.6,
+    ):
         self.model, self.images, self.layer, self.leaf, self.layout = model, images, layer, leaf, layout
         self.logits, self.class_ids = by_head(output), class_ids
         self.perturb_batch, self.alpha = perturb_batch, alpha
@@ -110,8 +121,10 @@ class HeadView:
         weight = getattr(self._module, "weight", None)
         channels = self.activations.shape[1]
         if weight is None or weight.ndim not in (2, 4) or weight.shape[1] != channels:
-            raise InputError(f"the method cam needs a head of one linear layer over the {channels} channels of the "
-                             f"target layer, not {type(self._module).__name__}; use gradcam or another target layer")
+            raise InputError(
+                f"the method cam needs a head of one linear layer over the {channels} channels of the "
+                f"target layer, not {type(self._module).__name__}; use gradcam or another target layer"
+            )
         return weight.detach().flatten(1)[self.class_ids].to(self.activations.dtype)
 
 
@@ -126,6 +139,7 @@ class CamMethod:
     heads share its one map. second_order: it differentiates twice, which
     attention's fused kernels do not support.
     """
+
     name: str
     formula: Callable[[HeadView], Tensor]
     weights: bool
@@ -141,22 +155,26 @@ CAM_METHODS: dict[str, CamMethod] = {}
 
 def register(name: str, **facts) -> Callable:
     """Decorator that enters a formula into CAM_METHODS."""
+
     def enter(formula):
         CAM_METHODS[name] = CamMethod(name, formula, **facts)
         return formula
+
     return enter
 
 
 def get_method(name: str) -> CamMethod:
     """The entry of a method, or an InputError that lists the known ones."""
     if name not in CAM_METHODS:
-        raise InputError(f"unknown CAM method '{name}'" + nearest(name, CAM_METHODS)
-                         + f" (known: {', '.join(CAM_METHODS)})")
+        raise InputError(
+            f"unknown CAM method '{name}'" + nearest(name, CAM_METHODS) + f" (known: {', '.join(CAM_METHODS)})"
+        )
     return CAM_METHODS[name]
 
 
 class Row(NamedTuple):
     """A row of the results: a method and one of HEADS, or NO_HEAD. It is the plain tuple ("gradcam", "sigmoid_clamped"), too."""
+
     method: str
     head: str
 

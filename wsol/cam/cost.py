@@ -11,6 +11,7 @@ import torch
 @dataclass
 class Cost:
     """seconds: in all. memory: bytes, the most that was taken at a time beyond what was held before."""
+
     seconds: float = 0.0
     memory: int = 0
 
@@ -31,8 +32,10 @@ class Meter:
 
     def summary(self) -> dict[str, dict[str, float]]:
         """{part: {"seconds", "mib"}}, for results.json."""
-        return {name: {"seconds": round(cost.seconds, 4), "mib": round(cost.memory / 2**20, 1)}
-                for name, cost in self.costs.items()}
+        return {
+            name: {"seconds": round(cost.seconds, 4), "mib": round(cost.memory / 2**20, 1)}
+            for name, cost in self.costs.items()
+        }
 
     @contextmanager
     def measure(self, name: str, device: torch.device) -> Iterator[None]:
@@ -53,7 +56,7 @@ def _reset_peak(device: torch.device) -> int:
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")     # proc(5): the peak resident set size starts again at the present one
+        file.write("5")  # proc(5): the peak resident set size starts again at the present one
     return _peak(device)
 
 

@@ -43,9 +43,17 @@ class CamExtractor:
     `extract.output` is the Output (logits of both heads) of the last call.
     """
 
-    def __init__(self, model: nn.Module, methods: Sequence[str], target_layer: nn.Module | None = None,
-                 heads: Sequence[str] | None = None, *, perturb_batch: int = PERTURB_BATCH, alpha: float = 0.6,
-                 meter: Meter | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[str],
+        target_layer: nn.Module | None = None,
+        heads: Sequence[str] | None = None,
+        *,
+        perturb_batch: int = PERTURB_BATCH,
+        alpha: float = 0.6,
+        meter: Meter | None = None,
+    ):
         if perturb_batch < 1:
             raise InputError(f"perturb_batch must be at least 1, got {perturb_batch}")
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
@@ -53,15 +61,17 @@ class CamExtractor:
         self.keys = {row: row if heads is not None else row.method for row in rows(self.methods, heads or ["softmax"])}
         missing = {row.branch for row in self.keys} - {*self.model.heads(), NO_HEAD}
         if missing:
-            raise InputError(f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one")
+            raise InputError(
+                f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one"
+            )
         self.perturb_batch, self.alpha = perturb_batch, alpha
         self.output: Output | None = None
         self._meter = meter
-        self._layers: dict[str, nn.Module] = {}     # each method's, once known
+        self._layers: dict[str, nn.Module] = {}  # each method's, once known
         target = target_layer if target_layer is not None else self.model.target_layer
         if target is not None:
             self._choose_layers(target, target if target_layer is not None else self.model.pooled_layer)
-        self._recorded: dict[nn.Module, Tensor] | None = None      # None: the hooks let everything pass
+        self._recorded: dict[nn.Module, Tensor] | None = None  # None: the hooks let everything pass
         self._handles = []
         self._inside = False
 
@@ -84,8 +94,12 @@ class CamExtractor:
         softmax head's prediction) → raw maps (B, h, w) on the images' device, by row."""
         if not self._inside:
             raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
-        with (torch.inference_mode(False), torch.autocast(images.device.type, enabled=False), torch.enable_grad(),
-              self._differentiable_attention()):
+        with (
+            torch.inference_mode(False),
+            torch.autocast(images.device.type, enabled=False),
+            torch.enable_grad(),
+            self._differentiable_attention(),
+        ):
             if not self._layers:
                 names = find_layers(self.model.network, self.model.head_name, torch.randn_like(images[:1]))
                 self._choose_layers(*map(self.model.network.get_submodule, names))
@@ -108,11 +122,11 @@ class CamExtractor:
             return None
         if not isinstance(activations, Tensor) or activations.ndim not in (3, 4):
             raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations")
-        torch.set_grad_enabled(True)        # undone by the no_grad block around the forward pass
-        if not activations.requires_grad:   # the first of the layers; another one lies behind it
+        torch.set_grad_enabled(True)  # undone by the no_grad block around the forward pass
+        if not activations.requires_grad:  # the first of the layers; another one lies behind it
             activations = activations.detach().requires_grad_()
         self._recorded[layer] = activations
-        return activations.clone()          # a layer behind may work in place
+        return activations.clone()  # a layer behind may work in place
 
     def _forward(self, images: Tensor) -> tuple[Output, dict[nn.Module, Tensor]]:
         self._recorded = {}
@@ -132,8 +146,9 @@ class CamExtractor:
         with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
             yield
 
-    def _views(self, images: Tensor, output: Output, recorded: dict[nn.Module, Tensor],
-               class_ids: Tensor) -> dict[tuple[nn.Module, str], HeadView]:
+    def _views(
+        self, images: Tensor, output: Output, recorded: dict[nn.Module, Tensor], class_ids: Tensor
+    ) -> dict[tuple[nn.Module, str], HeadView]:
         """What each head makes of each recorded layer."""
         views = {}
         for layer in dict.fromkeys(self._layers.values()):
@@ -141,10 +156,21 @@ class CamExtractor:
                 raise InputError(f"the forward pass never reached the target layer {type(layer).__name__}")
             layout = find_layout(tuple(recorded[layer].shape), tuple(images.shape[-2:]))
             if layout is None:
-                raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations, nor "
-                                 f"tokens on a grid: {tuple(recorded[layer].shape)}")
-            shared = Pass(self.model, images, layer, recorded[layer], layout, output, class_ids,
-                          perturb_batch=self.perturb_batch, alpha=self.alpha)
+                raise InputError(
+                    f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations, nor "
+                    f"tokens on a grid: {tuple(recorded[layer].shape)}"
+                )
+            shared = Pass(
+                self.model,
+                images,
+                layer,
+                recorded[layer],
+                layout,
+                output,
+                class_ids,
+                perturb_batch=self.perturb_batch,
+                alpha=self.alpha,
+            )
             for head, module in self.model.heads().items():
                 views[layer, head] = HeadView(shared, head, module)
             views[layer, NO_HEAD] = views[layer, "softmax"]
@@ -158,12 +184,14 @@ class CamExtractor:
         if class_ids.shape != (batch,):
             raise InputError(f"{batch} images need {batch} class ids, not a tensor of shape {tuple(class_ids.shape)}")
         if batch and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
-            raise InputError(f"class ids {int(class_ids.min())}..{int(class_ids.max())} outside the network's "
-                             f"{num_classes} classes (0..{num_classes - 1})")
+            raise InputError(
+                f"class ids {int(class_ids.min())}..{int(class_ids.max())} outside the network's "
+                f"{num_classes} classes (0..{num_classes - 1})"
+            )
         return class_ids
 
     def _maps(self, views: dict[tuple[nn.Module, str], HeadView]) -> dict[Row | str, Tensor]:
-        formulas: dict[tuple[str, str], Tensor] = {}     # a head's clamped and plain row share the formula
+        formulas: dict[tuple[str, str], Tensor] = {}  # a head's clamped and plain row share the formula
         maps = {}
         for row, key in self.keys.items():
             method, view = get_method(row.method), views[self._layers[row.method], row.branch]

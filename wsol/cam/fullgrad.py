@@ -25,8 +25,12 @@ def fullgrad(view: HeadView) -> Tensor:
 
 def full_gradients(shared: Pass) -> dict[str, Tensor]:
     """The maps (B, H, W) of each head. It runs and differentiates the whole network, `perturb_batch` images at a time."""
-    parts = [_of_images(shared, *pair) for pair in zip(shared.images.split(shared.perturb_batch),
-                                                       shared.class_ids.split(shared.perturb_batch), strict=True)]
+    parts = [
+        _of_images(shared, *pair)
+        for pair in zip(
+            shared.images.split(shared.perturb_batch), shared.class_ids.split(shared.perturb_batch), strict=True
+        )
+    ]
     return {head: torch.cat([part[head] for part in parts]) for head in parts[0]}
 
 
@@ -37,22 +41,25 @@ def _of_images(shared: Pass, images: Tensor, class_ids: Tensor) -> dict[str, Ten
 
     def note(layer, output):
         layout = isinstance(output, Tensor) and find_layout(tuple(output.shape), tuple(images.shape[-2:]))
-        if layout and len(output) == len(images) and output.requires_grad:      # not a window's, not a pooled layer's
+        if layout and len(output) == len(images) and output.requires_grad:  # not a window's, not a pooled layer's
             shape = [1] * output.ndim
             shape[layout.channel_dim] = -1
             biases.append(_bias(layer).view(shape))
             outputs.append(output)
-            return output.clone()       # a layer behind may work in place
+            return output.clone()  # a layer behind may work in place
         return None
 
     handles = []
     for layer in shared.model.network.modules():
         if getattr(layer, "bias", None) is None or not isinstance(layer.bias, Tensor):
             continue
-        activation = getattr(layer, "act", None)        # timm's BatchNormAct2d, say: normalisation and activation in one
+        activation = getattr(layer, "act", None)  # timm's BatchNormAct2d, say: normalisation and activation in one
         if isinstance(activation, nn.Module):
-            handles.append(activation.register_forward_pre_hook(
-                lambda _act, inputs, layer=layer: (note(layer, inputs[0]),) if len(inputs) == 1 else None))
+            handles.append(
+                activation.register_forward_pre_hook(
+                    lambda _act, inputs, layer=layer: (note(layer, inputs[0]),) if len(inputs) == 1 else None
+                )
+            )
         else:
             handles.append(layer.register_forward_hook(lambda layer, _inputs, output: note(layer, output)))
     try:
@@ -60,8 +67,10 @@ def _of_images(shared: Pass, images: Tensor, class_ids: Tensor) -> dict[str, Ten
     finally:
         for handle in handles:
             handle.remove()
-    return {head: _saliency(scores.gather(1, class_ids[:, None]).sum(), images, outputs, biases)
-            for head, scores in logits.items()}
+    return {
+        head: _saliency(scores.gather(1, class_ids[:, None]).sum(), images, outputs, biases)
+        for head, scores in logits.items()
+    }
 
 
 def _bias(layer: nn.Module) -> Tensor:

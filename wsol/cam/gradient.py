@@ -6,7 +6,7 @@ from torch import Tensor
 from wsol.cam.activation import principal_component
 from wsol.cam.base import HeadView, register
 
-NEAREST = 3     # classes that finercam compares with
+NEAREST = 3  # classes that finercam compares with
 
 
 @register("gradcam", weights=True)
@@ -74,7 +74,7 @@ def finercam(view: HeadView) -> Tensor:
     Normalising over the three alone is what their probabilities over their sum
     come to, without the underflow of a sure network.
     """
-    others = view.logits.scatter(1, view.class_ids[:, None], torch.nan)     # NaN sorts behind everything
+    others = view.logits.scatter(1, view.class_ids[:, None], torch.nan)  # NaN sorts behind everything
     distance = (others - view.scores[:, None]).abs().detach()
     count = min(NEAREST, others.shape[1] - 1)
     if count == 0:

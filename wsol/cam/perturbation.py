@@ -25,7 +25,7 @@ def scorecam(view: HeadView) -> Tensor:
 def masked_scores(shared: Pass) -> dict[str, Tensor]:
     """Scores of each image under each channel's mask: (B, C) a head."""
     batch, channels = shared.activations.shape[:2]
-    maps = shared.activations.flatten(0, 1)[:, None]        # (B C, 1, h, w)
+    maps = shared.activations.flatten(0, 1)[:, None]  # (B C, 1, h, w)
     image_ids = torch.arange(batch * channels, device=maps.device) // channels
     # All constant channels (dead units are common) make the same input, of nothing.
     varies = maps.amax(dim=(1, 2, 3)) > maps.amin(dim=(1, 2, 3))
@@ -71,11 +71,11 @@ def ablated_scores(shared: Pass) -> dict[str, Tensor]:
     of_image = shared.class_ids[:, None].expand(-1, channels)
     scores = {head: logits.detach().gather(1, of_image).clone() for head, logits in shared.logits.items()}
     # Taking out a channel that is zero already changes nothing.
-    alive = (leaf != 0).movedim(dim, 1).flatten(2).any(dim=2)       # (B, C)
+    alive = (leaf != 0).movedim(dim, 1).flatten(2).any(dim=2)  # (B, C)
     with Replay(shared) as replay:
         for b, class_id in enumerate(shared.class_ids.tolist()):
             for chunk in _chunks(alive[b], shared.perturb_batch):
-                changed = leaf[b:b + 1].expand(len(chunk), *leaf.shape[1:]).clone()
+                changed = leaf[b : b + 1].expand(len(chunk), *leaf.shape[1:]).clone()
                 changed.movedim(dim, 1)[torch.arange(len(chunk), device=chunk.device), chunk] = 0
                 for head, logits in by_head(replay(changed, b)).items():
                     scores[head][b, chunk] = logits[:, class_id]

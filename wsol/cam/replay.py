@@ -41,9 +41,11 @@ class Replay:
         if not self._reproduces():
             self._skips = False
             if not self._reproduces():
-                raise InputError(f"replacing the output of the target layer {type(self.shared.layer).__name__} does not "
-                                 f"reproduce the logits of {type(self.shared.model.network).__name__}, so ablationcam "
-                                 "cannot tell what a channel adds; choose another target layer or method")
+                raise InputError(
+                    f"replacing the output of the target layer {type(self.shared.layer).__name__} does not "
+                    f"reproduce the logits of {type(self.shared.model.network).__name__}, so ablationcam "
+                    "cannot tell what a channel adds; choose another target layer or method"
+                )
         return self
 
     def __exit__(self, *_exception) -> None:
@@ -52,7 +54,7 @@ class Replay:
     @torch.no_grad()
     def __call__(self, activations: Tensor, image: int) -> Output:
         """Logits (n, K) for n other activations of one image."""
-        images = self.shared.images[image:image + 1].expand(len(activations), -1, -1, -1)
+        images = self.shared.images[image : image + 1].expand(len(activations), -1, -1, -1)
         with ExitStack() as stack:
             if self._skips:
                 for module, outputs in self._before.items():
@@ -84,10 +86,12 @@ class Replay:
 
     def _of(self, output, image: int, count: int):
         """One image's share of a module's output for the batch, `count` times, without a copy."""
+
         def share(x):
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(self.shared.images):
                 return x
-            return x[image:image + 1].expand(count, *x.shape[1:])
+            return x[image : image + 1].expand(count, *x.shape[1:])
+
         return tree_map(share, output)
 
     def _reproduces(self) -> bool:
@@ -95,7 +99,7 @@ class Replay:
         leaf = self.shared.leaf.detach()
         try:
             output = self(leaf[:1].expand(2, *leaf.shape[1:]).clone(), 0)
-        except (RuntimeError, AssertionError, TypeError):       # a tensor that is shared by images is in the way
+        except (RuntimeError, AssertionError, TypeError):  # a tensor that is shared by images is in the way
             return False
         expected = self.shared.logits["softmax"][:1].detach()
         tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-4 if expected.dtype == torch.float32 else 1e-2
@@ -118,7 +122,7 @@ def _giving(layer: nn.Module, activations: Tensor):
 @contextmanager
 def _replaced(module: nn.Module, forward: Callable):
     """A module with another forward inside the block."""
-    own = vars(module).get("forward")       # most have their class's
+    own = vars(module).get("forward")  # most have their class's
     module.forward = forward
     try:
         yield

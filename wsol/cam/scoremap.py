@@ -53,6 +53,7 @@ def sorted_value(maps: Tensor, quantile: float) -> Tensor:
 
 class Normalization(NamedTuple):
     """How a resized map is brought to [0, 1]. quantile: its default where it takes one, else None."""
+
     function: Callable[..., Tensor]
     quantile: float | None = None
 
@@ -65,12 +66,22 @@ class Normalization(NamedTuple):
 
 # --normalization. Surveyed by Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021.
 NORMALIZATIONS: dict[str, Normalization] = {
-    "minmax": Normalization(minmax), "max": Normalization(max_norm), "pas": Normalization(pas, 0.9),
-    "ivr": Normalization(ivr, 0.45)}
+    "minmax": Normalization(minmax),
+    "max": Normalization(max_norm),
+    "pas": Normalization(pas, 0.9),
+    "ivr": Normalization(ivr, 0.45),
+}
 
 
-def to_scoremaps(raw: Tensor, method: str, size: tuple[int, int], normalization: str = "minmax",
-                 quantile: float | None = None, *, interpolation: str | None = None) -> tuple[Tensor, Tensor]:
+def to_scoremaps(
+    raw: Tensor,
+    method: str,
+    size: tuple[int, int],
+    normalization: str = "minmax",
+    quantile: float | None = None,
+    *,
+    interpolation: str | None = None,
+) -> tuple[Tensor, Tensor]:
     """Raw maps (B, h, w) of a method → score maps (B, H, W) float32 in [0, 1] of `size` (H, W).
 
     cam: cubic resize, then normalisation. Others: negatives cut, bilinear resize,
@@ -104,6 +115,7 @@ class ScoreMaps(NamedTuple):
     None for maps from files, the second without a branch. maps: row → (B, H, W) float32 in [0, 1]. degenerate:
     row → (B,) bool, see to_scoremaps.
     """
+
     indices: np.ndarray
     labels: np.ndarray
     logits: Tensor | None

@@ -22,8 +22,15 @@ class Report(NamedTuple):
     problems: list[str]
 
 
-def check(metadata: Path, images: dict[str, Path], masks: Path, *, num_classes: int | None = None,
-          look_for_files: bool = True, per_class: bool = False) -> Report:
+def check(
+    metadata: Path,
+    images: dict[str, Path],
+    masks: Path,
+    *,
+    num_classes: int | None = None,
+    look_for_files: bool = True,
+    per_class: bool = False,
+) -> Report:
     """Check the data set in folder `metadata`.
 
     Args:
@@ -48,18 +55,22 @@ def check(metadata: Path, images: dict[str, Path], masks: Path, *, num_classes: 
     counts = {split: np.bincount(data.labels, minlength=classes) for split, data in read.items()}
     for split, data in read.items():
         report.facts.append(_facts(data, counts[split]))
-        problems = _problems(metadata / split, data, counts[split], classes) + (_missing(data) if look_for_files else [])
+        problems = _problems(metadata / split, data, counts[split], classes) + (
+            _missing(data) if look_for_files else []
+        )
         report.problems.extend(f"{split}: {problem}" for problem in problems)
     seen: dict[str, str] = {}
     for split, data in read.items():
-        if images[split] in {images[other] for other in read if other != split}:    # ids name the same files
+        if images[split] in {images[other] for other in read if other != split}:  # ids name the same files
             both = [i for i in data.image_ids if i in seen]
             if both:
                 report.problems.append(f"{split}: {_some('image is', 'images are', both)} in {seen[both[0]]}, too")
             seen |= dict.fromkeys(data.image_ids, split)
     if per_class:
         report.facts.append("class  " + "".join(f"{split:>8}" for split in counts))
-        report.facts.extend(f"{k:5}  " + "".join(f"{int(count[k]):8,}" for count in counts.values()) for k in range(classes))
+        report.facts.extend(
+            f"{k:5}  " + "".join(f"{int(count[k]):8,}" for count in counts.values()) for k in range(classes)
+        )
     return report
 
 
@@ -70,8 +81,10 @@ def _facts(data: SplitMetadata, counts: np.ndarray) -> str:
         annotation.append(f"{sum(map(len, data.boxes)):,} boxes")
     if data.masks is not None:
         annotation.append(f"{sum(len(m.foreground) for m in data.masks):,} masks")
-    return (f"{data.split}: {len(data):,} images of {len(filled):,} classes ({filled.min():,} to {filled.max():,} a "
-            f"class, median {int(np.median(filled)):,})" + "".join(f", {text}" for text in annotation))
+    return (
+        f"{data.split}: {len(data):,} images of {len(filled):,} classes ({filled.min():,} to {filled.max():,} a "
+        f"class, median {int(np.median(filled)):,})" + "".join(f", {text}" for text in annotation)
+    )
 
 
 def _problems(folder: Path, data: SplitMetadata, counts: np.ndarray, num_classes: int) -> list[str]:
@@ -82,8 +95,10 @@ def _problems(folder: Path, data: SplitMetadata, counts: np.ndarray, num_classes
         problems.append(f"{len(empty):,} of {num_classes:,} classes have no image: index {first}")
     beyond = np.flatnonzero(data.labels >= num_classes)
     if len(beyond):
-        problems.append(f"{_some('image has', 'images have', [data.image_ids[i] for i in beyond])} an index above "
-                        f"{num_classes - 1}, the last of {num_classes} classes")
+        problems.append(
+            f"{_some('image has', 'images have', [data.image_ids[i] for i in beyond])} an index above "
+            f"{num_classes - 1}, the last of {num_classes} classes"
+        )
     if data.split != "train" and data.boxes is None and data.masks is None:
         problems.append("neither boxes nor masks: localization.txt is missing or empty")
     if data.boxes is not None:
@@ -92,19 +107,26 @@ def _problems(folder: Path, data: SplitMetadata, counts: np.ndarray, num_classes
         # x1 = width is let pass: Stanford Cars counts pixels from 1.
         outside = (boxes[:, :2] < 0).any(axis=1) | (boxes[:, 2:] > data.sizes[image]).any(axis=1)
         if outside.any():
-            where = [f"{data.image_ids[k]} ({','.join(map(str, boxes[i]))} in {'x'.join(map(str, data.sizes[k]))})"
-                     for i, k in enumerate(image.tolist()) if outside[i]]
+            where = [
+                f"{data.image_ids[k]} ({','.join(map(str, boxes[i]))} in {'x'.join(map(str, data.sizes[k]))})"
+                for i, k in enumerate(image.tolist())
+                if outside[i]
+            ]
             problems.append(f"{_some('box reaches', 'boxes reach', where)} beyond the image")
     for name in ("class_labels.txt", "image_sizes.txt", "localization.txt", "masks.txt", "image_ids_proxy.txt"):
         count = {"class_labels.txt": 1, "image_sizes.txt": 2, "masks.txt": 2, "image_ids_proxy.txt": 0}.get(name)
         if count is None:
             count = 4 if data.boxes is not None else 2
         if (folder / name).is_file() and not (data.split == "train" and name == "localization.txt"):
-            strange = unknown_ids(folder / name, data.image_ids, count) if count else sorted(
-                set(read_ids(folder / name)) - set(data.image_ids))
+            strange = (
+                unknown_ids(folder / name, data.image_ids, count)
+                if count
+                else sorted(set(read_ids(folder / name)) - set(data.image_ids))
+            )
             if strange:
-                problems.append(f"{_some('line', 'lines', strange)} of {name} about images that image_ids.txt does not "
-                                "list")
+                problems.append(
+                    f"{_some('line', 'lines', strange)} of {name} about images that image_ids.txt does not list"
+                )
     return problems
 
 
@@ -123,6 +145,6 @@ def _missing(data: SplitMetadata) -> list[str]:
 
 
 def _some(one: str, many: str, names: list[str]) -> str:
-    """"3 images are (a, b, c)" with at most three names."""
+    """ "3 images are (a, b, c)" with at most three names."""
     more = ", ..." if len(names) > MOST_NAMED else ""
     return f"{len(names):,} {one if len(names) == 1 else many} ({', '.join(names[:MOST_NAMED])}{more})"

@@ -26,8 +26,15 @@ from wsol.progress import progress
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
-def own_folder(source: Path, *, coco: Path | None = None, voc: Path | None = None, masks: Path | None = None,
-               shares: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0) -> Metadata:
+def own_folder(
+    source: Path,
+    *,
+    coco: Path | None = None,
+    voc: Path | None = None,
+    masks: Path | None = None,
+    shares: Sequence[float] = (0.7, 0.1, 0.2),
+    seed: int = 0,
+) -> Metadata:
     """Metadata of <source>/images.
 
     Args:
@@ -60,7 +67,9 @@ def own_folder(source: Path, *, coco: Path | None = None, voc: Path | None = Non
     for _, name, image_id in members:
         split = chosen[image_id]
         if split != "train" and image_id not in found:
-            raise InputError(f"{image_id} of the {split} split has no annotation; boxes or masks are needed to evaluate")
+            raise InputError(
+                f"{image_id} of the {split} split has no annotation; boxes or masks are needed to evaluate"
+            )
         record = found.get(image_id, Record(image_id, 0, sizes[image_id]))
         records[split].append(record._replace(class_index=classes.index(name)))
     if not found:
@@ -89,8 +98,9 @@ def _images_by_split(images: Path) -> list[tuple[str | None, str, str]]:
 def _drawn_splits(members, found, shares: Sequence[float], seed: int) -> dict[str, str]:
     """{id: split}: within each class the annotated images are dealt out in a seeded order."""
     if len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1, abs_tol=1e-6):
-        raise InputError(f"--split {' '.join(map(str, shares))}: give three shares of train, val and test that "
-                         "add up to 1")
+        raise InputError(
+            f"--split {' '.join(map(str, shares))}: give three shares of train, val and test that add up to 1"
+        )
     random = np.random.default_rng(seed)
     chosen = {image_id: "train" for _, _, image_id in members}
     for name in sorted({name for _, name, _ in members}):
@@ -98,11 +108,12 @@ def _drawn_splits(members, found, shares: Sequence[float], seed: int) -> dict[st
         annotated = [image_id for image_id in every if image_id in found]
         order = [annotated[i] for i in random.permutation(len(annotated))]
         val, test = (round(share * len(every)) for share in shares[1:])
-        chosen |= dict.fromkeys(order[:test], "test") | dict.fromkeys(order[test:test + val], "val")
+        chosen |= dict.fromkeys(order[:test], "test") | dict.fromkeys(order[test : test + val], "val")
     return chosen
 
 
 # --------------------------------------------------------------------------- COCO, VOC, masks
+
 
 def _coco_boxes(path: Path, members, sizes: dict[str, Size]) -> dict[str, list[Box]]:
     """{id: boxes}. Files are matched by path below images/ or source, else by a name that is there once. Where the
@@ -111,17 +122,20 @@ def _coco_boxes(path: Path, members, sizes: dict[str, Size]) -> dict[str, list[B
         content = json.loads(path.read_text(encoding="utf-8"))
         files = {entry["id"]: str(entry["file_name"]) for entry in content["images"]}
         categories = {entry["id"]: str(entry["name"]) for entry in content.get("categories", [])}
-        annotations = [(entry["image_id"], categories.get(entry.get("category_id")), [float(v) for v in entry["bbox"]])
-                       for entry in content["annotations"]]
+        annotations = [
+            (entry["image_id"], categories.get(entry.get("category_id")), [float(v) for v in entry["bbox"]])
+            for entry in content["annotations"]
+        ]
     except FileNotFoundError:
         raise InputError(f"{path} is missing") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not COCO json with images, annotations and bbox ({type(error).__name__}: "
-                         f"{error})") from None
+        raise InputError(
+            f"{path} is not COCO json with images, annotations and bbox ({type(error).__name__}: {error})"
+        ) from None
     by_path = {}
     for _, name, image_id in members:
         for key in (image_id, image_id.removeprefix("images/"), image_id.rpartition("/")[2]):
-            by_path[key] = None if key in by_path else (name, image_id)      # None: the name is there more than once
+            by_path[key] = None if key in by_path else (name, image_id)  # None: the name is there more than once
     boxes: dict[str, list[Box]] = {}
     for number, (image, category, bbox) in enumerate(annotations):
         member = by_path.get(files.get(image, ""))
@@ -171,8 +185,14 @@ def _mask_records(source: Path, folder: Path, ids: Sequence[str], sizes: dict[st
         boxes = [_box_of(there / n, sizes[image_id]) for n in instances]
         if boxes:
             at = (prefix / below.parent).as_posix()
-            found[image_id] = Record(image_id, 0, sizes[image_id], boxes, [f"{at}/{n}" for n in instances],
-                                     f"{at}/{ignore[0]}" if ignore else "")
+            found[image_id] = Record(
+                image_id,
+                0,
+                sizes[image_id],
+                boxes,
+                [f"{at}/{n}" for n in instances],
+                f"{at}/{ignore[0]}" if ignore else "",
+            )
     return found
 
 

@@ -26,8 +26,9 @@ def load_mask(mask_root: Path, paths: MaskPaths, size: int = RESOLUTION) -> NDAr
     return mask
 
 
-def load_mask_image(file_path: str | Path,
-                    resize_size: tuple[int, int] = (RESOLUTION, RESOLUTION)) -> NDArray[np.float32]:
+def load_mask_image(
+    file_path: str | Path, resize_size: tuple[int, int] = (RESOLUTION, RESOLUTION)
+) -> NDArray[np.float32]:
     """A grey image in 0..255, resized by nearest neighbour to (width, height): (height, width) float32."""
     values = cv2.imread(str(file_path), cv2.IMREAD_GRAYSCALE)
     if values is None:

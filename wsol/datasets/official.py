@@ -47,8 +47,9 @@ def publish(folder: Path, made: Metadata, *, force: bool = False) -> list[str]:
 
     def fill(new: Path) -> None:
         try:
-            write_metadata(new, made.records, made.class_names, last_newline=made.last_newline,
-                           first_pixel=made.first_pixel)
+            write_metadata(
+                new, made.records, made.class_names, last_newline=made.last_newline, first_pixel=made.first_pixel
+            )
         except ValueError as error:
             raise InputError(f"these annotations cannot be written: {error}") from None
 
@@ -56,6 +57,7 @@ def publish(folder: Path, made: Metadata, *, force: bool = False) -> list[str]:
 
 
 # --------------------------------------------------------------------------- CUB-200-2011
+
 
 def cub(source: Path, *, images: Path | None = None, sizes_file: Path | None = None) -> Metadata:
     """Train and test of CUB-200-2011 from `images.txt`, `image_class_labels.txt`, `train_test_split.txt`,
@@ -70,8 +72,11 @@ def cub(source: Path, *, images: Path | None = None, sizes_file: Path | None = N
     in_train = _table(source / "train_test_split.txt", 1)
     boxes = _table(source / "bounding_boxes.txt", 4)
     names = _table(source / "classes.txt", 1)
-    for name, table in (("image_class_labels.txt", labels), ("train_test_split.txt", in_train),
-                        ("bounding_boxes.txt", boxes)):
+    for name, table in (
+        ("image_class_labels.txt", labels),
+        ("train_test_split.txt", in_train),
+        ("bounding_boxes.txt", boxes),
+    ):
         for key in paths:
             if key not in table:
                 raise InputError(f"{source / name} has no line for image {key} of images.txt")
@@ -112,6 +117,7 @@ def _table(path: Path, count: int) -> dict[str, tuple[int, list[str]]]:
 
 # --------------------------------------------------------------------------- Stanford Cars
 
+
 def cars(devkit: Path, *, images: Path | None = None, sizes_file: Path | None = None) -> Metadata:
     """Train and test of Stanford Cars from the devkit's `cars_train_annos.mat`, `cars_test_annos_withlabels.mat` and
     `cars_meta.mat`. Labels count from 0, boxes stay as they are: they count pixels from 1.
@@ -131,11 +137,16 @@ def cars(devkit: Path, *, images: Path | None = None, sizes_file: Path | None = 
             raise InputError(f"{path} has no field {missing[0]}; the test labels are in cars_test_annos_withlabels.mat")
         rows = [tuple(entry[field] for field in wanted) for entry in annotations]
         ids = [Path(str(row[0])).name for row in rows]
-        sizes = image_sizes((images or devkit.parent) / f"cars_{split}", ids,
-                            None if sizes_file is None else Path(str(sizes_file).format(split=split)))
+        sizes = image_sizes(
+            (images or devkit.parent) / f"cars_{split}",
+            ids,
+            None if sizes_file is None else Path(str(sizes_file).format(split=split)),
+        )
         with _naming(str(path)):
-            records[split] = [Record(i, int(row[1]) - 1, sizes[i], [tuple(map(int, row[2:]))])
-                              for i, row in zip(ids, rows, strict=True)]
+            records[split] = [
+                Record(i, int(row[1]) - 1, sizes[i], [tuple(map(int, row[2:]))])
+                for i, row in zip(ids, rows, strict=True)
+            ]
     return Metadata(records, names, first_pixel=1)
 
 
@@ -146,6 +157,7 @@ def _mat(path: Path, key: str):
     except ImportError:
         raise InputError(f"{path.name} is a MATLAB file, which SciPy reads: pip install scipy") from None
     import numpy as np
+
     try:
         content = loadmat(path, squeeze_me=True)
     except FileNotFoundError:
@@ -167,9 +179,17 @@ def _one_of(folder: Path, name: str) -> Path:
 
 # --------------------------------------------------------------------------- ILSVRC 2012
 
-def ilsvrc(annotations: Path | None = None, *, synsets: Path | None = None, train: Path | None = None,
-           images: Path | None = None, sizes_file: Path | None = None, ground_truth: Path | None = None,
-           meta: Path | None = None) -> Metadata:
+
+def ilsvrc(
+    annotations: Path | None = None,
+    *,
+    synsets: Path | None = None,
+    train: Path | None = None,
+    images: Path | None = None,
+    sizes_file: Path | None = None,
+    ground_truth: Path | None = None,
+    meta: Path | None = None,
+) -> Metadata:
     """Test (ImageNet's validation images) and train of ILSVRC 2012 in wsolevaluation's layout.
 
     Args:
@@ -190,8 +210,9 @@ def ilsvrc(annotations: Path | None = None, *, synsets: Path | None = None, trai
     elif train_ids:
         words = {wnid: wnid for wnid in {image_id.split("/")[1] for image_id in train_ids}}
     else:
-        raise InputError("class indices are the ranks of the sorted WordNet ids: give --synsets "
-                         "LOC_synset_mapping.txt, or --train")
+        raise InputError(
+            "class indices are the ranks of the sorted WordNet ids: give --synsets LOC_synset_mapping.txt, or --train"
+        )
     index = {wnid: i for i, wnid in enumerate(sorted(words))}
     records = {}
     if train_ids:
@@ -207,8 +228,11 @@ def ilsvrc(annotations: Path | None = None, *, synsets: Path | None = None, trai
 
 def _train_ids(train: Path) -> list[str]:
     if train.is_dir():
-        return [f"train/{folder.name}/{file}" for folder in sorted(p for p in train.iterdir() if p.is_dir())
-                for file in sorted(p.name for p in folder.iterdir() if p.suffix.upper() == ".JPEG")]
+        return [
+            f"train/{folder.name}/{file}"
+            for folder in sorted(p for p in train.iterdir() if p.is_dir())
+            for file in sorted(p.name for p in folder.iterdir() if p.suffix.upper() == ".JPEG")
+        ]
     names = [line.split()[0] for line in read_lines(train)]
     for name in names:
         if name.count("/") != 1:
@@ -216,8 +240,9 @@ def _train_ids(train: Path) -> list[str]:
     return sorted(f"train/{name}" if name.upper().endswith(".JPEG") else f"train/{name}.JPEG" for name in names)
 
 
-def _ilsvrc_test(folder: Path, index: dict[str, int], images: Path | None, sizes_file: Path | None,
-                 expected: list[str] | None) -> list[Record]:
+def _ilsvrc_test(
+    folder: Path, index: dict[str, int], images: Path | None, sizes_file: Path | None, expected: list[str] | None
+) -> list[Record]:
     files = sorted(folder.glob("*.xml"))
     if not files:
         raise InputError(f"no .xml in {folder}; it should hold ILSVRC2012_val_00000001.xml and so on")
@@ -258,6 +283,7 @@ def _ground_truth(path: Path, meta: Path | None) -> list[str]:
 
 # --------------------------------------------------------------------------- Pascal VOC's XML, sizes, boxes
 
+
 class Annotation(NamedTuple):
     """An image's annotation: the file it names, its size, and (class, box) of its objects in the file's order."""
 
@@ -279,9 +305,13 @@ def read_voc(path: Path) -> Annotation:
     with _naming(str(path)):
         width, height = (root.findtext(f"size/{side}") for side in ("width", "height"))
         size = (int(width), int(height)) if width and height and int(width) and int(height) else None
-        objects = [(found.findtext("name", "").strip(),
-                    tuple(int(float(found.findtext(f"bndbox/{side}", ""))) for side in ("xmin", "ymin", "xmax", "ymax")))
-                   for found in root.iter("object")]
+        objects = [
+            (
+                found.findtext("name", "").strip(),
+                tuple(int(float(found.findtext(f"bndbox/{side}", ""))) for side in ("xmin", "ymin", "xmax", "ymax")),
+            )
+            for found in root.iter("object")
+        ]
     return Annotation(root.findtext("filename", ""), size, objects)
 
 
@@ -333,8 +363,16 @@ def _naming(where: str) -> Iterator[None]:
 
 # --------------------------------------------------------------------------- copying
 
-def copy(source: str, metadata_root: Path, names: Sequence[str] = (), splits: Sequence[str] = SPLITS, *,
-         force: bool = False, report: Callable[[str], None] = print) -> list[str]:
+
+def copy(
+    source: str,
+    metadata_root: Path,
+    names: Sequence[str] = (),
+    splits: Sequence[str] = SPLITS,
+    *,
+    force: bool = False,
+    report: Callable[[str], None] = print,
+) -> list[str]:
     """Copy metadata from a checkout of wsolevaluation or Dual-CAM, any folder of data sets, or a git URL.
 
     Every split is read as the program will read it before anything appears. wsolevaluation's former names of splits
@@ -349,8 +387,9 @@ def copy(source: str, metadata_root: Path, names: Sequence[str] = (), splits: Se
             return copy(folder, metadata_root, names, splits, force=force, report=report)
     found = _data_sets(Path(source))
     if not found:
-        raise InputError(f"no metadata in {source}: neither there nor in its metadata/ is a "
-                         "<data set>/<split>/image_ids.txt")
+        raise InputError(
+            f"no metadata in {source}: neither there nor in its metadata/ is a <data set>/<split>/image_ids.txt"
+        )
     for name in names:
         if name not in found:
             raise InputError(f"{source} has no data set '{name}' (it has: {', '.join(sorted(found))})")
@@ -358,8 +397,11 @@ def copy(source: str, metadata_root: Path, names: Sequence[str] = (), splits: Se
     for name in chosen:
         fill = partial(_copy_splits, found[name], splits=splits)
         added = publish_metadata(Path(metadata_root) / name, fill, force=force)
-        report(f"{name}: {', '.join(added)} copied to {Path(metadata_root) / name}" if added
-               else f"{name}: nothing was changed, {Path(metadata_root) / name} holds the same")
+        report(
+            f"{name}: {', '.join(added)} copied to {Path(metadata_root) / name}"
+            if added
+            else f"{name}: nothing was changed, {Path(metadata_root) / name} holds the same"
+        )
     return chosen
 
 
@@ -368,7 +410,9 @@ def _data_sets(source: Path) -> dict[str, Path]:
     if not source.is_dir():
         raise InputError(f"{source} is not a folder, and not a git URL either")
     for root in (source / "metadata", source):
-        found = {folder.name: folder for folder in sorted(root.iterdir() if root.is_dir() else ()) if _splits_in(folder)}
+        found = {
+            folder.name: folder for folder in sorted(root.iterdir() if root.is_dir() else ()) if _splits_in(folder)
+        }
         if found:
             return found
     return {source.resolve().name: source} if _splits_in(source) else {}
@@ -376,8 +420,11 @@ def _data_sets(source: Path) -> dict[str, Path]:
 
 def _splits_in(folder: Path) -> dict[str, Path]:
     """{our name: folder} of the splits in a data set's folder."""
-    present = {ours: folder / theirs for theirs, ours in reversed(SPLIT_NAMES.items())
-               if (folder / theirs / "image_ids.txt").is_file()}
+    present = {
+        ours: folder / theirs
+        for theirs, ours in reversed(SPLIT_NAMES.items())
+        if (folder / theirs / "image_ids.txt").is_file()
+    }
     return {split: present[split] for split in SPLITS if split in present}
 
 
@@ -399,8 +446,13 @@ def _copy_splits(source: Path, new: Path, splits: Sequence[str]) -> None:
 
 def _clone(url: str, folder: str) -> None:
     try:
-        done = subprocess.run(["git", "clone", "--quiet", "--depth", "1", "--", url, folder], capture_output=True,
-                              text=True, stdin=subprocess.DEVNULL, env=os.environ | {"GIT_TERMINAL_PROMPT": "0"})
+        done = subprocess.run(
+            ["git", "clone", "--quiet", "--depth", "1", "--", url, folder],
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {"GIT_TERMINAL_PROMPT": "0"},
+        )
     except FileNotFoundError:
         raise InputError("git is not installed; download the repository and name its folder instead") from None
     if done.returncode:

@@ -71,12 +71,26 @@ class SplitMetadata:
             return None if values is None else [values[i] for i in keep]
 
         sizes = None if self.sizes is None else self.sizes[list(keep)]
-        return SplitMetadata(self.split, pick(self.image_ids), self.labels[list(keep)], self.image_root,
-                             self.mask_root, sizes, pick(self.boxes), pick(self.masks))
+        return SplitMetadata(
+            self.split,
+            pick(self.image_ids),
+            self.labels[list(keep)],
+            self.image_root,
+            self.mask_root,
+            sizes,
+            pick(self.boxes),
+            pick(self.masks),
+        )
 
 
-def read_split(folder: Path, split: str, image_root: Path, mask_root: Path, ids_file: str = "image_ids.txt",
-               wants_localization: bool = True) -> SplitMetadata:
+def read_split(
+    folder: Path,
+    split: str,
+    image_root: Path,
+    mask_root: Path,
+    ids_file: str = "image_ids.txt",
+    wants_localization: bool = True,
+) -> SplitMetadata:
     """Read `<folder>/<split>/*.txt` and check that the files agree with each other.
 
     Raises:
@@ -86,8 +100,9 @@ def read_split(folder: Path, split: str, image_root: Path, mask_root: Path, ids_
     folder = Path(folder) / split
     image_ids = read_ids(folder / ids_file)
     position = _positions(folder / ids_file, image_ids)
-    metadata = SplitMetadata(split, image_ids, read_labels(folder / "class_labels.txt", position),
-                             Path(image_root), Path(mask_root))
+    metadata = SplitMetadata(
+        split, image_ids, read_labels(folder / "class_labels.txt", position), Path(image_root), Path(mask_root)
+    )
     if wants_localization:
         metadata.sizes = read_sizes(folder / "image_sizes.txt", position)
         _read_localization(folder, position, metadata)
@@ -123,6 +138,7 @@ def unknown_ids(path: Path, image_ids: Sequence[str], count: int) -> list[str]:
 
 
 # --------------------------------------------------------------------------- lines and columns
+
 
 def _blocks(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(number of the first line, stripped lines) of up to BLOCK lines at a time; line numbers count from 1."""
@@ -183,7 +199,7 @@ def _columns(path: Path, numbers: NDArray[np.int64], lines: list[str], count: in
     if all(line.count(",") == count for line in lines):
         # One flat list: a list a line would make Python's garbage collector take four times as long as the reading.
         flat = ",".join(lines).split(",") if lines else []
-        return [flat[i::count + 1] for i in range(count + 1)]
+        return [flat[i :: count + 1] for i in range(count + 1)]
     columns: list[list[str]] = [[] for _ in range(count + 1)]
     for number, line in zip(numbers, lines, strict=True):
         row = line.rsplit(",", count)
@@ -203,8 +219,9 @@ def _integers(path: Path, rows: _Rows, what: str, most: int) -> NDArray[np.int64
             try:
                 _parse(fields)
             except ValueError:
-                raise InputError(f"{path}:{number}: '{_short(','.join(fields))}' is not {what} in whole "
-                                 "numbers") from None
+                raise InputError(
+                    f"{path}:{number}: '{_short(','.join(fields))}' is not {what} in whole numbers"
+                ) from None
         raise
     table = np.stack(values, axis=1)
     beyond = (table > most) | (table < -most)
@@ -230,6 +247,7 @@ def _short(text: str, most: int = 120) -> str:
 
 
 # --------------------------------------------------------------------------- the files
+
 
 def read_labels(path: Path, position: dict[str, int]) -> NDArray[np.int64]:
     """Class indices (N,) of the images in `position`, {image id: its place 0..N-1}; lines of others are passed over."""
@@ -267,8 +285,10 @@ def _assign(path: Path, rows: _Rows, table: NDArray, values: NDArray, filled: ND
     after = (table[rows.indices] != values).any(axis=1)  # two lines of this block: the last one was kept
     for clash in (differs, after):
         if clash.any():
-            raise InputError(f"{path}:{rows.numbers[int(np.argmax(clash))]}: {what} of this image stands on another "
-                             "line, too, and differs; keep one")
+            raise InputError(
+                f"{path}:{rows.numbers[int(np.argmax(clash))]}: {what} of this image stands on another "
+                "line, too, and differs; keep one"
+            )
 
 
 def _read_localization(folder: Path, position: dict[str, int], metadata: SplitMetadata) -> None:
@@ -309,8 +329,10 @@ def read_boxes(path: Path, position: dict[str, int], ordered: bool = True) -> li
         crossed = (values[:, 0] > values[:, 2]) | (values[:, 1] > values[:, 3])
         if ordered and crossed.any():
             row = int(np.argmax(crossed))
-            raise InputError(f"{path}:{rows.numbers[row]}: box {','.join(map(str, values[row]))} has its corners in "
-                             "the wrong order (x0,y0,x1,y1)")
+            raise InputError(
+                f"{path}:{rows.numbers[row]}: box {','.join(map(str, values[row]))} has its corners in "
+                "the wrong order (x0,y0,x1,y1)"
+            )
         indices.append(rows.indices)
         boxes.append(values)
     image = np.concatenate(indices)

@@ -123,8 +123,10 @@ def publish_metadata(folder: str | Path, fill: Callable[[Path], None], *, force:
         names = [name for name in names if not _is_same(folder / name, new / name)]
         there = [name for name in names if (folder / name).exists()]
         if there and not force:
-            raise InputError(f"{folder} has {', '.join(there)} already, and differently; nothing was changed: --force "
-                             "replaces them, --metadata_root or --name write elsewhere")
+            raise InputError(
+                f"{folder} has {', '.join(there)} already, and differently; nothing was changed: --force "
+                "replaces them, --metadata_root or --name write elsewhere"
+            )
         _replace(folder, new, old, names)
         return names
     finally:

@@ -44,8 +44,13 @@ def right_replicates(right: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return _per_cent(sum(_exact(weights[:, rows]) @ _exact(right[rows]) for rows in _slices(len(right))), weights)
 
 
-def box_replicates(outcomes: BoxOutcomes, weights: np.ndarray, top1: np.ndarray | None = None,
-                   top5: np.ndarray | None = None, val_taus: Mapping[str, float] | None = None) -> dict:
+def box_replicates(
+    outcomes: BoxOutcomes,
+    weights: np.ndarray,
+    top1: np.ndarray | None = None,
+    top5: np.ndarray | None = None,
+    val_taus: Mapping[str, float] | None = None,
+) -> dict:
     """The metrics of `BoxAccuracy.compute` in each resample, in per cent.
 
     Args:
@@ -68,19 +73,26 @@ def box_replicates(outcomes: BoxOutcomes, weights: np.ndarray, top1: np.ndarray 
     for rows in _slices(len(outcomes.single)):
         multi = np.unpackbits(outcomes.multi[rows], axis=-1, count=columns)
         single = np.unpackbits(outcomes.single[rows], axis=-1, count=columns)
-        blocks = [multi.reshape(len(multi), -1), single,
-                  single * (0 if top1 is None else top1[rows, None]),
-                  single[:, outcomes.column[-1:]] * (0 if top5 is None else top5[rows, None])]
+        blocks = [
+            multi.reshape(len(multi), -1),
+            single,
+            single * (0 if top1 is None else top1[rows, None]),
+            single[:, outcomes.column[-1:]] * (0 if top5 is None else top5[rows, None]),
+        ]
         totals += _exact(weights[:, rows]) @ _exact(np.concatenate(blocks, axis=1))
-    *multi, single, top1_loc = (_per_cent(block, weights) for block in
-                                np.split(totals[:, :-1], num_deltas + 2, axis=1))
+    *multi, single, top1_loc = (_per_cent(block, weights) for block in np.split(totals[:, :-1], num_deltas + 2, axis=1))
     top5_loc = _per_cent(totals[:, -1:], weights)
 
     grid = np.unique(outcomes.column[:-1])  # loc_threshold is not eligible as best
     maxboxacc = {_plain(delta): curve[:, grid].max(axis=1) for delta, curve in zip(outcomes.deltas, multi, strict=True)}
     best = single[:, grid].max(axis=1)
-    found = {"maxboxacc": maxboxacc, "maxboxacc_v2": np.mean(list(maxboxacc.values()), axis=0), "maxboxacc_v1": best,
-             "gt_loc": single[:, outcomes.column[-1]], "gt_loc_best": best}
+    found = {
+        "maxboxacc": maxboxacc,
+        "maxboxacc_v2": np.mean(list(maxboxacc.values()), axis=0),
+        "maxboxacc_v1": best,
+        "gt_loc": single[:, outcomes.column[-1]],
+        "gt_loc_best": best,
+    }
     if top1 is not None:
         found |= {"top1_loc": top1_loc[:, outcomes.column[-1]], "top1_loc_best": top1_loc[:, grid].max(axis=1)}
     if top5 is not None:
@@ -119,8 +131,9 @@ def interval(replicates: np.ndarray, confidence: float = 95.0) -> list[float]:
 
 def intervals(replicates: Mapping) -> dict:
     """`interval` of each value of a dict, at any depth."""
-    return {key: intervals(value) if isinstance(value, Mapping) else interval(value)
-            for key, value in replicates.items()}
+    return {
+        key: intervals(value) if isinstance(value, Mapping) else interval(value) for key, value in replicates.items()
+    }
 
 
 def _exact(integers: np.ndarray) -> np.ndarray:

@@ -112,8 +112,13 @@ def _joining(diagonal: bool) -> np.ndarray:
 
 _FOREGROUND, _BACKGROUND = _joining(diagonal=True), _joining(diagonal=False)
 # Twice the area that a pixel adds: 1 for each square of 2 x 2 pixels of which at least two others are there.
-_DOUBLED_AREA = np.array([sum(((around | around << 8) >> start & 0b111).bit_count() >= 2 for start in (0, 2, 4, 6))
-                          for around in range(256)], np.uint8)
+_DOUBLED_AREA = np.array(
+    [
+        sum(((around | around << 8) >> start & 0b111).bit_count() >= 2 for start in (0, 2, 4, 6))
+        for around in range(256)
+    ],
+    np.uint8,
+)
 
 
 @kept
@@ -131,10 +136,16 @@ def _enter(grey, width):
         above, row, below, out = grey[y], grey[y + 1], grey[y + 2], around[y + 1]
         for x in range(width):  # everything in 8 bits, or else this is not vectorised
             g = row[x + 1]
-            out[x + 1] = (uint8(above[x + 1] >= g) | uint8(uint8(above[x + 2] >= g) << 1)
-                          | uint8(uint8(row[x + 2] > g) << 2) | uint8(uint8(below[x + 2] > g) << 3)
-                          | uint8(uint8(below[x + 1] > g) << 4) | uint8(uint8(below[x] > g) << 5)
-                          | uint8(uint8(row[x] >= g) << 6) | uint8(uint8(above[x] >= g) << 7))
+            out[x + 1] = (
+                uint8(above[x + 1] >= g)
+                | uint8(uint8(above[x + 2] >= g) << 1)
+                | uint8(uint8(row[x + 2] > g) << 2)
+                | uint8(uint8(below[x + 2] > g) << 3)
+                | uint8(uint8(below[x + 1] > g) << 4)
+                | uint8(uint8(below[x] > g) << 5)
+                | uint8(uint8(row[x] >= g) << 6)
+                | uint8(uint8(above[x] >= g) << 7)
+            )
         for x in range(width):
             bounds[uintp(256 - row[x + 1])] += 1
     for batch in range(256):
@@ -277,10 +288,15 @@ def _largest(order, bounds, around, width, brightest):
                 if parent[c] == c:
                     alive[num_left] = c
                     num_left += uintp(1)
-                    if (best == 0 or doubled_area[c] > doubled_area[best] or (
+                    if (
+                        best == 0
+                        or doubled_area[c] > doubled_area[best]
+                        or (
                             doubled_area[c] == doubled_area[best]
                             and _first_pixel(extent, c, labels, parent, shift)
-                            > _first_pixel(extent, best, labels, parent, shift))):
+                            > _first_pixel(extent, best, labels, parent, shift)
+                        )
+                    ):
                         best = c
             num_alive = num_left
         _box(extent, best, shift, width, height, 0, largest, level)
@@ -294,7 +310,7 @@ def _fill(padded, labels, joined, width):
     labels, joined: of `_grow` for the background.
     """
     for y in range(1, padded.shape[0] - 1):
-        row, of_row = padded[y], labels[y * padded.shape[1]:(y + 1) * padded.shape[1]]
+        row, of_row = padded[y], labels[y * padded.shape[1] : (y + 1) * padded.shape[1]]
         for x in range(1, width + 1):
             row[x] = max(row[x], joined[of_row[x]])
 

@@ -24,10 +24,10 @@ from wsol.dual_head import Output
 from wsol.metrics.imputation import linear_imputation
 from wsol.metrics.localization import _CountingMetric
 
-STEPS = 20                                  # of insertion and deletion, 5 % of the pixels each
-PERCENTILES = tuple(range(10, 100, 10))     # of ROAD
+STEPS = 20  # of insertion and deletion, 5 % of the pixels each
+PERCENTILES = tuple(range(10, 100, 10))  # of ROAD
 _BLUR_SIDE, _BLUR_SIGMA = 11, 5.0
-_IMPUTED_PIXELS = 2 ** 21                   # that one call imputes, at least: about half a GB of working memory
+_IMPUTED_PIXELS = 2**21  # that one call imputes, at least: about half a GB of working memory
 
 PerHead = dict[str, Tensor]
 
@@ -49,19 +49,32 @@ class Probe:
         before: head → (B,) float64, Y, the confidence in the images as they are.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, class_ids: Tensor, *, batch: int = 64,
-                 noise: Tensor | None = None, output: Output | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        class_ids: Tensor,
+        *,
+        batch: int = 64,
+        noise: Tensor | None = None,
+        output: Output | None = None,
+    ):
         if images.ndim != 4 or class_ids.shape != images.shape[:1]:
-            raise ValueError(f"images (B, 3, H, W) need class ids (B,), got {tuple(images.shape)} and "
-                             f"{tuple(class_ids.shape)}")
+            raise ValueError(
+                f"images (B, 3, H, W) need class ids (B,), got {tuple(images.shape)} and {tuple(class_ids.shape)}"
+            )
         if batch < 1:
             raise ValueError(f"a batch holds at least one image, not {batch}")
         self.model, self.images, self.class_ids, self.batch = model, images, class_ids, batch
         self._noise = noise
-        self._layout = (torch.channels_last if images.is_contiguous(memory_format=torch.channels_last)
-                        else torch.contiguous_format)
-        self.before: PerHead = (_confidence(output, class_ids) if output is not None
-                                else {head: c[0] for head, c in self.confidence(lambda _step, i: images[i], 1).items()})
+        self._layout = (
+            torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
+        )
+        self.before: PerHead = (
+            _confidence(output, class_ids)
+            if output is not None
+            else {head: c[0] for head, c in self.confidence(lambda _step, i: images[i], 1).items()}
+        )
         self.heads = tuple(self.before)
 
     def confidence(self, perturb: Callable[[Tensor, Tensor], Tensor], steps: int, chunk: int = 0) -> PerHead:
@@ -70,9 +83,14 @@ class Probe:
         perturb: (steps (n,), positions (n,)) → (n, 3, H, W), the images at these positions, each perturbed by its step.
         chunk: the largest n, if perturbing pays in larger numbers than `batch`.
         """
-        step, position = (index.flatten() for index in torch.meshgrid(
-            torch.arange(steps, device=self.images.device),
-            torch.arange(len(self.images), device=self.images.device), indexing="ij"))
+        step, position = (
+            index.flatten()
+            for index in torch.meshgrid(
+                torch.arange(steps, device=self.images.device),
+                torch.arange(len(self.images), device=self.images.device),
+                indexing="ij",
+            )
+        )
         found: dict[str, list[Tensor]] = {}
         with _reading(self.model, self.images.device.type):
             for pairs in zip(*(index.split(max(chunk, self.batch)) for index in (step, position)), strict=True):
@@ -93,8 +111,9 @@ class Probe:
         """Confidence in the image of zeros, the mean colour: head → (B,)."""
         with _reading(self.model, self.images.device.type):
             output = self.model(torch.zeros_like(self.images[:1]))
-        return _confidence(Output(*(None if x is None else x.expand(len(self.images), -1) for x in _both(output))),
-                           self.class_ids)
+        return _confidence(
+            Output(*(None if x is None else x.expand(len(self.images), -1) for x in _both(output))), self.class_ids
+        )
 
     @cached_property
     def blurred(self) -> Tensor:
@@ -126,11 +145,15 @@ def _both(output: Output | Tensor) -> Output:
 def _confidence(output: Output | Tensor, class_ids: Tensor) -> PerHead:
     """softmax(logits)[class], head → (B,) float64."""
     logits = dict(zip(("softmax", "sigmoid"), _both(output), strict=True))
-    return {head: x.double().softmax(dim=1).gather(1, class_ids[:, None])[:, 0]
-            for head, x in logits.items() if x is not None}
+    return {
+        head: x.double().softmax(dim=1).gather(1, class_ids[:, None])[:, 0]
+        for head, x in logits.items()
+        if x is not None
+    }
 
 
 # --------------------------------------------------------------------------- the measures
+
 
 def confidence_change(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]]:
     """How the confidence changes when the map weights the image: Y on x, O on x * m.
@@ -147,9 +170,11 @@ def confidence_change(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]
     found = {}
     for head, y in probe.before.items():
         o = after[head][0]
-        found[head] = {"avg_drop": (y - o).clamp(min=0) / (y + 1e-7),
-                       "inc_conf": (o > y).double().where((o + y).isfinite(), torch.nan),
-                       "avg_gain": (o - y).clamp(min=0) / (1 - y + 1e-7)}
+        found[head] = {
+            "avg_drop": (y - o).clamp(min=0) / (y + 1e-7),
+            "inc_conf": (o > y).double().where((o + y).isfinite(), torch.nan),
+            "avg_gain": (o - y).clamp(min=0) / (1 - y + 1e-7),
+        }
     return found
 
 
@@ -169,6 +194,7 @@ def insertion(probe: Probe, maps: Tensor) -> PerHead:
 
     def perturb(step: Tensor, i: Tensor) -> Tensor:
         return probe.images[i].where((rank[i] < count[step])[:, None], probe.blurred[i])
+
     between = probe.confidence(perturb, STEPS - 1)
     return {head: _area(probe.in_blurred[head], between[head], probe.before[head]) for head in probe.heads}
 
@@ -182,13 +208,14 @@ def road(probe: Probe, maps: Tensor) -> PerHead:
     ROADCombined.
     """
     _check(probe, maps)
-    least_first, most_first = (_below_percentiles(order) for order in (1 - maps, maps))     # (9, B, H, W) bool each
+    least_first, most_first = (_below_percentiles(order) for order in (1 - maps, maps))  # (9, B, H, W) bool each
     known = torch.cat([least_first, most_first])
 
     def perturb(step: Tensor, i: Tensor) -> Tensor:
         return linear_imputation(probe.images[i], known[step, i], probe.noise[i])
+
     found = probe.confidence(perturb, len(known), chunk=_IMPUTED_PIXELS // maps[0].numel())
-    return {head: (c[:len(PERCENTILES)] - c[len(PERCENTILES):]).mean(dim=0) / 2 for head, c in found.items()}
+    return {head: (c[: len(PERCENTILES)] - c[len(PERCENTILES) :]).mean(dim=0) / 2 for head, c in found.items()}
 
 
 def pointing_game(maps: Tensor, inside: Tensor) -> Tensor:
@@ -228,8 +255,9 @@ def blur(images: Tensor) -> Tensor:
     kernel = torch.from_numpy(np.bincount(landed, gaussian / gaussian.sum(), _BLUR_SIDE)).to(images)
     flat = images.flatten(0, 1)[:, None]
     margin = _BLUR_SIDE // 2
-    flat = F.conv2d(F.conv2d(flat, kernel[None, None, :, None], padding=(margin, 0)), kernel[None, None, None],
-                    padding=(0, margin))
+    flat = F.conv2d(
+        F.conv2d(flat, kernel[None, None, :, None], padding=(margin, 0)), kernel[None, None, None], padding=(0, margin)
+    )
     return flat.view(images.shape)
 
 
@@ -257,7 +285,7 @@ def _below_percentiles(maps: Tensor) -> Tensor:
     ordered = maps.flatten(1).sort(dim=1)[0].double()
     place = torch.tensor(PERCENTILES, dtype=torch.float64, device=maps.device) / 100 * (ordered.shape[1] - 1)
     low, high = ordered[:, place.floor().long()], ordered[:, place.ceil().long()]
-    levels = (low + (high - low) * place.frac()).T      # (9, B)
+    levels = (low + (high - low) * place.frac()).T  # (9, B)
     return maps.double() < levels[..., None, None]
 
 
@@ -265,27 +293,33 @@ def _check(probe: Probe, maps: Tensor) -> None:
     expected = (probe.images.shape[0], *probe.images.shape[2:])
     if maps.shape != expected:
         raise ValueError(f"maps must have the images' size, {expected}, got {tuple(maps.shape)}")
-    if not bool(((maps >= 0) & (maps <= 1)).all()):      # also False for NaN
+    if not bool(((maps >= 0) & (maps <= 1)).all()):  # also False for NaN
         raise ValueError("maps must lie in [0, 1], without NaN")
 
 
 def _check_inside(maps: Tensor, inside: Tensor) -> None:
     if maps.ndim != 3 or inside.shape != maps.shape or inside.dtype != torch.bool:
-        raise ValueError(f"maps (B, H, W) need as many object pixels of type bool, got {tuple(maps.shape)} and "
-                         f"{tuple(inside.shape)} {inside.dtype}")
+        raise ValueError(
+            f"maps (B, H, W) need as many object pixels of type bool, got {tuple(maps.shape)} and "
+            f"{tuple(inside.shape)} {inside.dtype}"
+        )
 
 
 # --------------------------------------------------------------------------- over a data set
 
 # What can be asked for → its figures, and what 1 is in the results: per cent, or areas and differences of confidence.
-CONFIDENCE = {"confidence": {"avg_drop": 100.0, "inc_conf": 100.0, "avg_gain": 100.0},
-              "insertion": {"insertion": 1.0}, "deletion": {"deletion": 1.0}, "road": {"road": 1.0}}
+CONFIDENCE = {
+    "confidence": {"avg_drop": 100.0, "inc_conf": 100.0, "avg_gain": 100.0},
+    "insertion": {"insertion": 1.0},
+    "deletion": {"deletion": 1.0},
+    "road": {"road": 1.0},
+}
 POINTING = {"pointing": 100.0, "energy_pointing": 100.0}
 MEASURES = (*CONFIDENCE, "pointing")
 # Forward passes an image and map.
 COST = {"confidence": 1, "insertion": STEPS - 1, "deletion": STEPS - 1, "road": 2 * len(PERCENTILES), "pointing": 0}
 
-_UNIT = 2.0 ** -32
+_UNIT = 2.0**-32
 
 
 def measure(probe: Probe, maps: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
@@ -293,8 +327,11 @@ def measure(probe: Probe, maps: Tensor, measures: Sequence[str]) -> dict[str, Te
     found = {}
     for name in measures:
         if name == "confidence":
-            found |= {f"{head}/{key}": values for head, figures in confidence_change(probe, maps).items()
-                      for key, values in figures.items()}
+            found |= {
+                f"{head}/{key}": values
+                for head, figures in confidence_change(probe, maps).items()
+                for key, values in figures.items()
+            }
         elif name in CONFIDENCE:
             function = {"insertion": insertion, "deletion": deletion, "road": road}[name]
             found |= {f"{head}/{name}": values for head, values in function(probe, maps).items()}
@@ -317,11 +354,17 @@ class Fidelity(_CountingMetric):
         unknown = set(measures) - set(MEASURES)
         if unknown:
             raise ValueError(f"unknown fidelity measure {sorted(unknown)}; known: {', '.join(MEASURES)}")
-        self._scale = {f"{head}/{key}": scale for head in heads for name in measures
-                       for key, scale in CONFIDENCE.get(name, {}).items()}
+        self._scale = {
+            f"{head}/{key}": scale
+            for head in heads
+            for name in measures
+            for key, scale in CONFIDENCE.get(name, {}).items()
+        }
         self._scale |= POINTING if "pointing" in measures else {}
-        super().__init__(settings=tuple(self._scale), counts={
-            name: np.zeros(len(self._scale), np.int64) for name in ("sum", "images", "nonfinite")})
+        super().__init__(
+            settings=tuple(self._scale),
+            counts={name: np.zeros(len(self._scale), np.int64) for name in ("sum", "images", "nonfinite")},
+        )
 
     def update(self, figures: Mapping[str, Tensor]) -> None:
         """Add a batch: name → (B,) in [-1, 1]. Raises ValueError for a name that this metric does not have."""

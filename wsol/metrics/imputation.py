@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]      # the nine planes of a stencil, in this order
+_NEIGHBOURS = [(dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)]  # the nine planes of a stencil, in this order
 _CENTRE = _NEIGHBOURS.index((0, 0))
 _WEIGHTS = [weight / 12 for weight in (1, 2, 1, 2, 0, 2, 1, 2, 1)]
-_DAMPING = 0.8              # of the Jacobi smoother
+_DAMPING = 0.8  # of the Jacobi smoother
 _COARSEST, _COARSEST_SWEEPS = 3, 3
-MAX_ITERATIONS = 100        # about 10 are taken
+MAX_ITERATIONS = 100  # about 10 are taken
 
 
 def linear_imputation(images: Tensor, known: Tensor, noise: Tensor | None = None, strength: float = 0.01) -> Tensor:
@@ -41,9 +41,10 @@ def linear_imputation(images: Tensor, known: Tensor, noise: Tensor | None = None
         ValueError: shapes that do not fit.
     """
     if images.ndim != 4 or known.shape != (images.shape[0], *images.shape[2:]):
-        raise ValueError(f"images (B, C, H, W) need known pixels (B, H, W), got {tuple(images.shape)} and "
-                         f"{tuple(known.shape)}")
-    images, known = images.contiguous(), known[:, None]     # channels-last would slow down all that follows
+        raise ValueError(
+            f"images (B, C, H, W) need known pixels (B, H, W), got {tuple(images.shape)} and {tuple(known.shape)}"
+        )
+    images, known = images.contiguous(), known[:, None]  # channels-last would slow down all that follows
     unknown = (~known).to(images)
     right_side = unknown * _weighted_sum(images.where(known, 0))
     filled = _conjugate_gradients(_hierarchy(_system(unknown)), right_side)
@@ -55,6 +56,7 @@ def linear_imputation(images: Tensor, known: Tensor, noise: Tensor | None = None
 class _Level(NamedTuple):
     """A matrix on a grid: nine planes (B, 9, h, w), what pixel i takes of each of its neighbours, and the damped
     inverse of its diagonal (B, 1, h, w), 0 where the grid holds no unknown."""
+
     stencil: Tensor
     smoother: Tensor
 
@@ -62,7 +64,7 @@ class _Level(NamedTuple):
 def _system(unknown: Tensor) -> Tensor:
     """The stencil (B, 9, H, W) of the unknown pixels (B, 1, H, W), as 0 and 1: sum_j w_ij (x_i - x_j)."""
     planes = [-weight * unknown * shifted for weight, shifted in zip(_WEIGHTS, _shifts(unknown), strict=True)]
-    planes[_CENTRE] = unknown * _weighted_sum(torch.ones_like(unknown[:1]))     # less than 1 at the border
+    planes[_CENTRE] = unknown * _weighted_sum(torch.ones_like(unknown[:1]))  # less than 1 at the border
     return torch.cat(planes, dim=1)
 
 
@@ -70,7 +72,7 @@ def _hierarchy(stencil: Tensor) -> list[_Level]:
     """The system and its Galerkin coarsenings, each of half the side, down to a few pixels."""
     levels = []
     while True:
-        diagonal = stencil[:, _CENTRE:_CENTRE + 1]
+        diagonal = stencil[:, _CENTRE : _CENTRE + 1]
         levels.append(_Level(stencil, torch.where(diagonal > 0, _DAMPING / diagonal, 0)))
         if max(stencil.shape[-2:]) <= _COARSEST:
             return levels
@@ -85,7 +87,7 @@ def _coarsen(stencil: Tensor) -> Tensor:
     """
     size = stencil.shape[-2:]
     y, x = (torch.arange(n // 2 + 1, device=stencil.device) for n in size)
-    comb_of = torch.stack([((y + dy) % 3 * 3)[:, None] + (x + dx) % 3 for dy, dx in _NEIGHBOURS])    # (9, h, w)
+    comb_of = torch.stack([((y + dy) % 3 * 3)[:, None] + (x + dx) % 3 for dy, dx in _NEIGHBOURS])  # (9, h, w)
     combs = (comb_of[_CENTRE] == torch.arange(9, device=stencil.device)[:, None, None]).to(stencil)
     responses = _restrict(_multiply(stencil, _prolong(combs[None], size).expand(len(stencil), -1, -1, -1)))
     return responses.gather(1, comb_of.expand_as(responses))
@@ -115,7 +117,7 @@ def _conjugate_gradients(levels: list[_Level], right_side: Tensor) -> Tensor:
     step = preconditioned = _v_cycle(levels, residual)
     fall = _dot(residual, preconditioned)
     for _ in range(MAX_ITERATIONS):
-        if not (_dot(residual, residual).sqrt() > limit).any():     # NaN ends it, too
+        if not (_dot(residual, residual).sqrt() > limit).any():  # NaN ends it, too
             break
         image = _multiply(levels[0].stencil, step)
         length = _ratio(fall, _dot(step, image))
@@ -140,14 +142,14 @@ def _shifts(maps: Tensor) -> list[Tensor]:
     """Each pixel's nine neighbours, 0 outside the image: views of one padded copy."""
     height, width = maps.shape[-2:]
     padded = F.pad(maps, (1, 1, 1, 1))
-    return [padded[..., 1 + dy:1 + dy + height, 1 + dx:1 + dx + width] for dy, dx in _NEIGHBOURS]
+    return [padded[..., 1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width] for dy, dx in _NEIGHBOURS]
 
 
 def _multiply(stencil: Tensor, maps: Tensor) -> Tensor:
     """The matrix times (B, C, h, w)."""
     result = torch.zeros_like(maps)
     for plane, shifted in enumerate(_shifts(maps)):
-        result.addcmul_(stencil[:, plane:plane + 1], shifted)
+        result.addcmul_(stencil[:, plane : plane + 1], shifted)
     return result
 
 
@@ -162,7 +164,7 @@ def _prolong(maps: Tensor, size: tuple[int, int]) -> Tensor:
     rows[:, :, ::2], rows[:, :, 1::2] = maps, (maps[:, :, 1:] + maps[:, :, :-1]) / 2
     fine = rows.new_empty(*rows.shape[:3], 2 * rows.shape[3] - 1)
     fine[..., ::2], fine[..., 1::2] = rows, (rows[..., 1:] + rows[..., :-1]) / 2
-    return fine[..., :size[0], :size[1]]
+    return fine[..., : size[0], : size[1]]
 
 
 def _restrict(maps: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ _V1_IOU = 50  # per cent: the IoU threshold of MaxBoxAcc, GT-Loc, Top-1 Loc and 
 # Which contours a key of `BoxAccuracy.compute` looks at: all of them, or the largest alone.
 CONTOURS = dict.fromkeys(("maxboxacc", "maxboxacc_v2"), "multi") | dict.fromkeys(
     ("maxboxacc_v1", "gt_loc", "top1_loc", "top5_loc", "gt_loc_best", "top1_loc_best", "gt_loc_val", "top1_loc_val"),
-    "single")
+    "single",
+)
 # Keys whose ground truth may be an image's first box alone (--gt_boxes), as in Dual-CAM's code.
 OF_GT_BOXES = ("gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc")
 
@@ -82,8 +83,13 @@ class _CountingMetric:
     which is summed over processes: `merge` joins those of shards, and `load_state` leaves them as they are.
     """
 
-    def __init__(self, settings: tuple, counts: dict[str, np.ndarray], threads: int | None = None,
-                 records: BoxRecords | PixelRecords | None = None):
+    def __init__(
+        self,
+        settings: tuple,
+        counts: dict[str, np.ndarray],
+        threads: int | None = None,
+        records: BoxRecords | PixelRecords | None = None,
+    ):
         if threads is not None and threads < 1:
             raise ValueError(f"at least one thread has to count, got {threads}")
         self._settings = settings
@@ -128,7 +134,7 @@ class _CountingMetric:
             return self
         total = copy.copy(self)
         total._counts = distributed.sum_counts(self._counts)
-        total.records = None    # those of this process are not those of all images
+        total.records = None  # those of this process are not those of all images
         return total
 
     def _map(self, function: Callable, *arguments: Iterable) -> list[Any]:
@@ -355,8 +361,9 @@ class PixelAveragePrecision(_CountingMetric):
         record: keep in `records` the counts of each image.
     """
 
-    def __init__(self, interval: float = 0.001, resolution: int = RESOLUTION, threads: int | None = None,
-                 record: bool = False):
+    def __init__(
+        self, interval: float = 0.001, resolution: int = RESOLUTION, threads: int | None = None, record: bool = False
+    ):
         self.resolution = resolution
         self._interval = interval
         # [2, 3) stays empty: `average_precision` leaves the topmost bin out, so that one may be.
@@ -389,8 +396,10 @@ class PixelAveragePrecision(_CountingMetric):
         from wsol.metrics.pixel_counts import count_pixels  # here: importing its compiler takes half a second
 
         bins = len(self._counts["foreground"])
-        parts = self._map(lambda part: count_pixels(scoremaps[part], masks[part], self._interval, bins - 2),
-                          self._shares(len(scoremaps)))
+        parts = self._map(
+            lambda part: count_pixels(scoremaps[part], masks[part], self._interval, bins - 2),
+            self._shares(len(scoremaps)),
+        )
         for counts in parts:
             self._counts["foreground"] += counts[:, 0].sum(axis=0, dtype=np.int64)
             self._counts["background"] += counts[:, 1].sum(axis=0, dtype=np.int64)

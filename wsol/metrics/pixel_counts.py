@@ -43,10 +43,10 @@ def _count(scores, masks, interval, below_one, counts):
     places = np.empty(_BLOCK, np.int32)
     for image in range(scores.shape[0]):
         for start in range(0, scores.shape[1], _BLOCK):
-            of_block = places[:min(_BLOCK, scores.shape[1] - start)]
-            if _find_bins(scores[image, start:start + _BLOCK], bins_per_unit, interval, below_one, of_block):
+            of_block = places[: min(_BLOCK, scores.shape[1] - start)]
+            if _find_bins(scores[image, start : start + _BLOCK], bins_per_unit, interval, below_one, of_block):
                 return _BAD_SCORE
-            if _add_rows(masks[image, start:start + _BLOCK], width, of_block):
+            if _add_rows(masks[image, start : start + _BLOCK], width, of_block):
                 return _BAD_MASK
             for place in of_block:
                 counts[image, uintp(uint32(place))] += uint32(1)

@@ -94,8 +94,11 @@ class BoxRecords(_Records):
 
     def add(self, multi: np.ndarray, single: np.ndarray, iou: np.ndarray) -> None:
         """A batch: multi (B, D, T + 1) bool, single (B, T + 1) bool at IoU 50, iou (B,) at the fixed threshold."""
-        self._append(multi=np.packbits(multi, axis=-1), single=np.packbits(single, axis=-1),
-                     iou=np.asarray(iou, dtype=np.float32))
+        self._append(
+            multi=np.packbits(multi, axis=-1),
+            single=np.packbits(single, axis=-1),
+            iou=np.asarray(iou, dtype=np.float32),
+        )
 
     def outcomes(self, order: Sequence[int] | None = None) -> BoxOutcomes:
         """All images so far, in the order of `update` or in the given one. Raises ValueError without any."""
@@ -106,8 +109,14 @@ class BoxRecords(_Records):
         column = np.concatenate([[0], np.cumsum(self._changes(everything))])
         first = np.unique(column, return_index=True)[1]
         packed = _select(everything, first)
-        return BoxOutcomes(self.taus.copy(), column, np.array(self.deltas, dtype=np.float64),
-                           packed[:, :-1], packed[:, -1], self._ordered("iou", order))
+        return BoxOutcomes(
+            self.taus.copy(),
+            column,
+            np.array(self.deltas, dtype=np.float64),
+            packed[:, :-1],
+            packed[:, -1],
+            self._ordered("iou", order),
+        )
 
     def _changes(self, bits: np.ndarray) -> np.ndarray:
         """(T,) bool: does any image's outcome change from one threshold to the next?"""
@@ -158,10 +167,11 @@ class PixelRecords(_Records):
 
 
 def _chunks(array: np.ndarray, size: int = 4096):
-    return (array[start:start + size] for start in range(0, len(array), size))
+    return (array[start : start + size] for start in range(0, len(array), size))
 
 
 def _select(bits: np.ndarray, columns: np.ndarray) -> np.ndarray:
     """Some columns of packed bits (N, ..., bytes), packed again."""
-    return np.concatenate([np.packbits(np.unpackbits(chunk, axis=-1)[..., columns], axis=-1)
-                           for chunk in _chunks(bits)])
+    return np.concatenate(
+        [np.packbits(np.unpackbits(chunk, axis=-1)[..., columns], axis=-1) for chunk in _chunks(bits)]
+    )
