@@ -14,14 +14,23 @@ from pathlib import Path
 import munch
 import yaml
 
-from data_loaders import DATASETS, SPLITS, dataset_facts
 from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
 from wsol.cam import CAM_METHODS, HEADS, NORMALIZATIONS, PERTURB_BATCH
-from wsol.dual_head import UNFREEZE
+from wsol.classifier import PARTS
+from wsol.datasets.registry import DATASETS, dataset_facts
+from wsol.datasets.writer import SPLITS
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.fidelity import MEASURES
+
+# The names the references use for `--unfreeze_layer`; each works on every network.
+UNFREEZE = {
+    "all": PARTS,
+    "none": (),
+    **dict.fromkeys(("fc", "classifier", "SPG_A4", "head", "conv"), ("softmax_head",)),
+    **dict.fromkeys(("fc2", "classifier_2", "SPG_A4_2", "head2", "conv2"), ("sigmoid_head",)),
+}
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
 DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")

@@ -30,21 +30,23 @@ from torch.utils.data import DataLoader
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from config import DEFAULT_ARCHITECTURE, default_heads, gpu_indices, parse_picture_args
-from data_loaders import Pictures, check_picture, dataset_facts, load_picture
-from wsol import build, checkpoint, command, visualize
+from data_loaders import Pictures
+from wsol import build
 from wsol.backbones import get_architecture
 from wsol.cam import CamExtractor, Row, ScoreMaps, rows, to_scoremaps
-from wsol.classes import find_class, imagenet_names, imagenet_synonyms
+from wsol.classifier import Classifier, Output
+from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
 from wsol.datasets.files import broken_files
 from wsol.datasets.folder import SUFFIXES
-from wsol.dual_head import Classifier, Output
+from wsol.datasets.images import check_picture, load_picture
+from wsol.datasets.registry import dataset_facts
+from wsol.device import select_device, to_device
 from wsol.errors import InputError
-from wsol.metrics.boxes import RESOLUTION
-from wsol.progress import progress
-from wsol.restore import restore, settle_form, try_out
-from wsol.run_folder import log, start_log
-from wsol.scoremap_files import file_stems
-from wsol.training import select_device, to_device
+from wsol.evaluation.saved_maps import file_stems
+from wsol.geometry import RESOLUTION
+from wsol.log import log, progress, start_log
+from wsol.run import checkpoint, command, figures
+from wsol.run.restore import restore, settle_form, try_out
 
 TOP = 5  # classes that are printed and drawn
 MOST_NAMED = 20  # bad pictures that are named
@@ -423,10 +425,10 @@ def draw(explanation: Explanation, heads: Sequence[str], out: Path, raw: bool) -
     heading = f"Maps of {explanation.subject}: {explanation.picture.path.name}"
     write(
         grid,
-        jpeg(visualize.contact_sheet(image, heading, explanation.classes, explanation.maps, heads, explanation.silent)),
+        jpeg(figures.contact_sheet(image, heading, explanation.classes, explanation.maps, heads, explanation.silent)),
     )
     for row, path in zip(wanted, others[: len(wanted)], strict=True):
-        write(path, jpeg(visualize.overlay(image, explanation.maps[row])))
+        write(path, jpeg(figures.overlay(image, explanation.maps[row])))
     for row, path in zip(wanted, others[len(wanted) :], strict=False):
         write(path, npy(explanation.raw[row]))
 

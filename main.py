@@ -14,34 +14,33 @@ import time
 import torch
 import yaml
 
-from config import adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
-from data_loaders import (
-    ImageDataset,
-    SplitMetadata,
-    WsolData,
-    dataset_facts,
-    is_made_when_used,
-    load_data,
-    load_image,
-    load_mask,
-    make_loader,
-    set_epoch,
-)
-from evaluation import Evaluation, FidelityEvaluation
+from config import UNFREEZE, adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps, save_scoremaps
-from wsol import build, checkpoint, command, dualize, reporting, training, visualize
+from wsol import build, dualize, training
 from wsol.backbones import get_architecture
 from wsol.cam import NO_HEAD, CamExtractor, Meter, rows
-from wsol.dual_head import UNFREEZE, Classifier, Output, randomize
+from wsol.classifier import Classifier, Output, randomize
+from wsol.datasets.images import load_image
+from wsol.datasets.load import WsolData, load_data
+from wsol.datasets.masks import load_mask
+from wsol.datasets.reader import SplitMetadata
+from wsol.datasets.registry import dataset_facts, is_made_when_used
+from wsol.device import select_device
 from wsol.errors import InputError
-from wsol.history import History
+from wsol.evaluation.fidelity import FidelityEvaluation
+from wsol.evaluation.per_image import PerImage
+from wsol.evaluation.saved_maps import scoremap_names
+from wsol.evaluation.split import Evaluation
+from wsol.log import log, log_to, start_log
 from wsol.losses import OBJECTIVES, Objective
 from wsol.metrics.fidelity import COST
 from wsol.metrics.localization import CONTOURS
-from wsol.per_image import PerImage
-from wsol.restore import restore, settle_form, try_out
-from wsol.run_folder import RunFolder, log, log_to, start_log
-from wsol.scoremap_files import scoremap_names
+from wsol.run import checkpoint, command, figures, report
+from wsol.run.folder import RunFolder
+from wsol.run.history import History
+from wsol.run.restore import restore, settle_form, try_out
+from wsol.run.wandb_logger import Wandb
 
 FIGURE_IMAGES = 6
 
@@ -49,7 +48,7 @@ FIGURE_IMAGES = 6
 def main(argv: list[str] | None = None) -> dict | None:
     """Configure, build, train, infer, evaluate, report. Returns what results.json holds."""
     config, run, saved = configure(argv)
-    device = training.select_device(gpu_indices(config.gpus))
+    device = select_device(gpu_indices(config.gpus))
     data = read_data(config, saved)
     model = build_model(config, data, saved).to(device, memory_format=torch.channels_last)
     describe(config, data, model)
@@ -57,9 +56,9 @@ def main(argv: list[str] | None = None) -> dict | None:
         return None
 
     config.experiment_name = run.open(None if config.eval_only else saved_settings(config))
-    log_to(run)
+    log_to(run.path / "log.txt")
     log.info("run folder: %s", run.path)
-    wandb = reporting.Wandb(
+    wandb = Wandb(
         config.wandb,
         project=config.project,
         name=config.wandb_name or config.experiment_name,
@@ -73,7 +72,7 @@ def main(argv: list[str] | None = None) -> dict | None:
     if not config.train_only:
         results, evaluation, images = measure(config, data, model, run, device)
         images.write(run)
-        reporting.write_csv(
+        report.write_csv(
             run,
             "per_class.csv",
             images.per_class(
@@ -81,8 +80,8 @@ def main(argv: list[str] | None = None) -> dict | None:
                 data.class_names,
             ),
         )
-        reporting.write_results(run, results)
-        log.info("\n%s", reporting.summary(results))
+        report.write_results(run, results)
+        log.info("\n%s", report.summary(results))
         wandb.log_results(results, draw(data, evaluation, results, run))
     wandb.close()
     log.info("everything is in %s", run.path)
@@ -400,9 +399,9 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
     for row in found["rows"]:
         if row["head"] != NO_HEAD:
             row["cam_target"] = config.cam_target
-    reporting.warn(found)
+    report.warn(found)
     results = {
-        "schema": reporting.SCHEMA,
+        "schema": report.SCHEMA,
         "dataset": data.name,
         "split": "test",
         "num_images": found["num_images"],
@@ -411,7 +410,7 @@ def measure(config, data: WsolData, model: Classifier, run: RunFolder, device) -
         "architecture": config.architecture,
         "seed": config.seed,
         "config": saved_settings(config),
-        "versions": reporting.versions(),
+        "versions": report.versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in found["rows"])},
         **bootstrap,
         "classification": found["classification"],
@@ -459,7 +458,7 @@ def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) 
     """figures/: a grid of maps for each method, and box accuracy over the threshold."""
     test = data.splits["test"]
     examples = [
-        visualize.Example(
+        figures.Example(
             image=load_image(test.image_path(i)),
             title=data.class_names[test.labels[i]],
             maps=maps,
@@ -473,7 +472,7 @@ def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) 
         for row, entry in zip(evaluation.rows, results["rows"], strict=True)
     }
     paths = [
-        visualize.map_grid(
+        figures.map_grid(
             run.figures / f"maps_{method}.png",
             method,
             examples,
@@ -483,7 +482,7 @@ def draw(data: WsolData, evaluation: Evaluation, results: dict, run: RunFolder) 
     ]
     if test.boxes is not None:
         curves = {row: measured.boxes.curve() for row, measured in evaluation.rows.items()}
-        paths.append(visualize.box_accuracy_curves(run.figures / "box_accuracy.png", curves))
+        paths.append(figures.box_accuracy_curves(run.figures / "box_accuracy.png", curves))
     return paths
 
 

@@ -45,10 +45,11 @@ from tabulate import tabulate  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from config import architecture, names, positive, rate, size  # noqa: E402
-from wsol import build, command, dualize  # noqa: E402
+from wsol import build, dualize  # noqa: E402
 from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps  # noqa: E402
 from wsol.errors import InputError  # noqa: E402
 from wsol.layout import find_layout  # noqa: E402
+from wsol.run import command  # noqa: E402
 
 FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "cam")
 TWO_HEADS = ("softmax", "sigmoid_clamped")

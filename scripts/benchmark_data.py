@@ -24,10 +24,13 @@ import cv2  # noqa: E402 - the line above makes the project importable
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from data_loaders import ImageDataset, make_loader, read_split  # noqa: E402
+from data_loaders import ImageDataset, make_loader  # noqa: E402
 from wsol.datasets.files import missing_files  # noqa: E402
 from wsol.datasets.folder import SUFFIXES  # noqa: E402
-from wsol.datasets.reader import SplitMetadata  # noqa: E402
+from wsol.datasets.reader import (
+    SplitMetadata,  # noqa: E402
+    read_split,  # noqa: E402
+)
 from wsol.datasets.writer import Record, write_metadata  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

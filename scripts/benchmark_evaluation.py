@@ -28,8 +28,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tabulate import tabulate  # noqa: E402
 
-from wsol.metrics import BoxAccuracy, PixelAveragePrecision, box_iou, thresholds  # noqa: E402
-from wsol.progress import progress  # noqa: E402
+from wsol.geometry import box_iou  # noqa: E402
+from wsol.log import progress  # noqa: E402
+from wsol.metrics import BoxAccuracy, PixelAveragePrecision, thresholds  # noqa: E402
 
 IOU_THRESHOLDS = (30, 50, 70)
 BATCH = 32  # maps, as in training and evaluation

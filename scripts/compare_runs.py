@@ -6,7 +6,7 @@
     python scripts/compare_runs.py 'experiments/cam-*' 'experiments/hires-*'    # or by patterns, quoted
     python scripts/compare_runs.py experiments/cam --metrics maxboxacc_v2,pxap  # one: its rows against softmax rows
 
-Each is a run folder of main.py, evaluated on the same split. What it prints: wsol/comparison.py.
+Each is a run folder of main.py, evaluated on the same split. What it prints: wsol/evaluation/comparison.py.
 """
 
 import argparse
@@ -15,8 +15,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.comparison import read_groups, table  # noqa: E402
 from wsol.errors import InputError  # noqa: E402
+from wsol.evaluation.comparison import read_groups, table  # noqa: E402
 
 
 def report(arguments: argparse.Namespace) -> str:

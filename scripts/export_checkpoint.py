@@ -13,8 +13,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol import checkpoint  # noqa: E402
 from wsol.errors import InputError  # noqa: E402
+from wsol.run import checkpoint  # noqa: E402
 
 
 def export(source: Path, target: Path, module: bool = False) -> int:

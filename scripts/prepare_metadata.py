@@ -20,10 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data_loaders import SPLITS, dataset_facts  # noqa: E402 - the line above makes it importable
 from wsol.datasets import official  # noqa: E402
 from wsol.datasets.check import check  # noqa: E402
 from wsol.datasets.folder import own_folder  # noqa: E402
+from wsol.datasets.registry import dataset_facts  # noqa: E402 - the line above makes it importable
+from wsol.datasets.writer import SPLITS  # noqa: E402 - the line above makes it importable
 from wsol.errors import InputError  # noqa: E402
 
 

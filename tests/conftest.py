@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))  # `pytest tests` finds the project from any folde
 REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata"))
 
 from wsol.backbones import ARCHITECTURES, Architecture  # noqa: E402
-from wsol.dual_head import Classifier  # noqa: E402
+from wsol.classifier import Classifier  # noqa: E402
 
 
 def pytest_addoption(parser):

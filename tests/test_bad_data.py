@@ -11,8 +11,9 @@ from conftest import arguments, write_dataset
 from PIL import Image
 
 import main as program
-from data_loaders import check_image, load_data, load_image
 from wsol.datasets.files import looks_whole, missing_files
+from wsol.datasets.images import check_image, load_image
+from wsol.datasets.load import load_data
 from wsol.errors import InputError
 
 

@@ -8,7 +8,8 @@ from conftest import arguments
 from test_end_to_end import files_below
 
 import main as program
-from wsol import build, checkpoint
+from wsol import build
+from wsol.run import checkpoint
 
 
 class Evil:

@@ -11,7 +11,7 @@ from torch import nn
 from wsol import CamExtractor, dualize
 from wsol.cam import CAM_METHODS, Row, rows, to_scoremaps
 from wsol.cam.base import HeadView, Pass
-from wsol.dual_head import Classifier, Output
+from wsol.classifier import Classifier, Output
 from wsol.errors import InputError
 from wsol.layout import Layout
 

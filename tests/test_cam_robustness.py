@@ -11,7 +11,7 @@ from wsol import CamExtractor, dualize
 from wsol.cam import CAM_METHODS, HEADS, to_scoremaps
 from wsol.cam.base import Pass
 from wsol.cam.replay import Replay
-from wsol.dual_head import Classifier, find_head
+from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError
 from wsol.layout import Layout
 

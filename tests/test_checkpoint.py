@@ -6,9 +6,10 @@ import pytest
 import torch
 from conftest import TinyNet
 
-from wsol import build, checkpoint, dualize
-from wsol.dual_head import Classifier
+from wsol import build, dualize
+from wsol.classifier import Classifier
 from wsol.errors import InputError
+from wsol.run import checkpoint
 
 
 def classifier(num_classes: int = 5) -> Classifier:

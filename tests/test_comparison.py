@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from wsol.comparison import find_runs, read_groups, table
 from wsol.errors import InputError
+from wsol.evaluation.comparison import find_runs, read_groups, table
+from wsol.evaluation.per_image import FILE, PerImage, RowOutcomes
 from wsol.metrics.records import BoxRecords
-from wsol.per_image import FILE, PerImage, RowOutcomes
-from wsol.run_folder import RunFolder
+from wsol.run.folder import RunFolder
 
 sys.path.insert(0, str(ROOT / "scripts"))
 import compare_runs  # noqa: E402

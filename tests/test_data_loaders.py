@@ -9,19 +9,12 @@ from conftest import REAL, write_dataset
 from PIL import Image
 from torchvision.transforms import functional as TF
 
-from data_loaders import (
-    DATASETS,
-    ImageDataset,
-    load_data,
-    load_image,
-    load_mask,
-    make_loader,
-    normalized,
-    read_split,
-    sample_per_class,
-    set_epoch,
-)
-from wsol.datasets.reader import MaskPaths
+from data_loaders import ImageDataset, make_loader, set_epoch
+from wsol.datasets.images import load_image, normalized
+from wsol.datasets.load import load_data, sample_per_class
+from wsol.datasets.masks import load_mask
+from wsol.datasets.reader import MaskPaths, read_split
+from wsol.datasets.registry import DATASETS
 from wsol.errors import InputError
 
 

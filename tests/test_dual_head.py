@@ -8,7 +8,7 @@ from conftest import TinyNet
 from torch import nn
 
 from wsol import dualize
-from wsol.dual_head import Classifier, find_head
+from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError
 from wsol.losses import class_balanced_bce
 

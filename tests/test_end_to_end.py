@@ -19,7 +19,7 @@ import main as program
 from wsol import build
 from wsol.cam import CAM_METHODS
 from wsol.errors import InputError
-from wsol.per_image import PerImage
+from wsol.evaluation.per_image import PerImage
 
 
 def run_command(*argv: str, cwd, **environment) -> subprocess.CompletedProcess:
@@ -251,7 +251,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("writes", [1, 2, 3, 4, 5])
 def test_a_killed_run_resumes_to_the_checkpoint_of_an_undisturbed_one(shapes, monkeypatch, writes):
-    from wsol import checkpoint
+    from wsol.run import checkpoint
 
     settings = ("--augment", "crop_flip", "--methods", "cam", "--epochs", "3", "--train_only")
     program.main(arguments(shapes, *settings, name="whole"))
@@ -439,7 +439,7 @@ def test_existing_runs_are_kept_unless_told_otherwise(shapes):
 
 def test_a_second_process_keeps_off(shapes):
     program.main(arguments(shapes, "--methods", "cam", "--train_only", "--epochs", "1"))
-    from wsol.run_folder import RunFolder
+    from wsol.run.folder import RunFolder
 
     first = RunFolder(str(shapes / "runs"), "run", must_exist=True)
     first.open(None)

@@ -11,10 +11,10 @@ from test_end_to_end import PUBLISHED, results_without_times, run_command
 from test_networks import CONV6, VGG_14, layer
 
 import main as program
-from wsol import checkpoint
 from wsol.backbones import ARCHITECTURES, Architecture
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 from wsol.errors import InputError
+from wsol.run import checkpoint
 
 
 def noise(shapes: dict[str, tuple]) -> dict[str, torch.Tensor]:

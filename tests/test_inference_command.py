@@ -10,11 +10,12 @@ from test_end_to_end import files_below
 
 import inference as program
 import main as training
-from data_loaders import eval_tensor, load_picture
-from wsol import build, checkpoint, dualize, visualize
+from wsol import build, dualize
 from wsol.cam import CAM_METHODS, CamExtractor, rows
-from wsol.classes import find_class, imagenet_names, imagenet_synonyms
+from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
+from wsol.datasets.images import eval_tensor, load_picture
 from wsol.errors import InputError
+from wsol.run import checkpoint, figures
 
 FAST = ("--architecture", "tiny", "--crop_size", "48", "--workers", "0", "--methods", "gradcam,layercam")
 
@@ -263,20 +264,20 @@ def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
     heads = ["softmax", "softmax_clamped", "sigmoid_clamped"]
     wanted = rows(["gradcam", "layercam"], heads)
     maps = {row: np.random.rand(7, 7).astype(np.float32) for row in wanted}
-    columns = visualize._columns(maps, heads)
+    columns = figures._columns(maps, heads)
     assert [cell and cell[0].head for cell in columns["gradcam"]] == heads
     assert columns["layercam"] == [(("layercam", "softmax"), ""), None, (("layercam", "sigmoid"), "not clamped")]
     image = np.random.randint(0, 256, (120, 200, 3), dtype=np.uint8)
-    sheet = visualize.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
-    thumbnail = visualize._thumbnail(image)
+    sheet = figures.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
+    thumbnail = figures._thumbnail(image)
     height, width = thumbnail.shape[:2]
     for row, scoremap in maps.items():  # all but the strip at the bottom, where a remark may stand
-        cell = visualize.overlay(thumbnail, scoremap)[: height - 20]
+        cell = figures.overlay(thumbnail, scoremap)[: height - 20]
         corner = np.flatnonzero((sheet[:-height, :-width] == cell[0, 0]).all(axis=2))
         places = [divmod(at, sheet.shape[1] - width) for at in corner]
         assert sum(np.array_equal(sheet[y : y + height - 20, x : x + width], cell) for y, x in places) == 1, row
     for shape in ((1, 1, 3), (10, 2000, 3), (2000, 10, 3)):
-        assert visualize.contact_sheet(np.zeros(shape, np.uint8), "", [("a", 1.0)], maps, heads).max() == 255
+        assert figures.contact_sheet(np.zeros(shape, np.uint8), "", [("a", 1.0)], maps, heads).max() == 255
 
 
 def test_an_overlay_has_the_colours_of_matplotlib():
@@ -284,4 +285,4 @@ def test_an_overlay_has_the_colours_of_matplotlib():
     scoremap = np.linspace(0, 1, 2000, dtype=np.float32).reshape(40, 50)
     strength = 0.3 + 0.35 * scoremap[..., None]
     expected = strength * 255 * matplotlib.colormaps["turbo"](scoremap)[..., :3] + (1 - strength) * image
-    assert np.abs(visualize.overlay(image, scoremap) - expected).max() <= 1
+    assert np.abs(figures.overlay(image, scoremap) - expected).max() <= 1

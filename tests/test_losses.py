@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from wsol.dual_head import Output
+from wsol.classifier import Output
 from wsol.losses import OBJECTIVES, class_balanced_bce
 
 

@@ -11,8 +11,9 @@ import pytest
 from conftest import REAL, ROOT, write_dataset
 from PIL import Image
 
-from data_loaders import load_data, load_mask
 from wsol.datasets import official
+from wsol.datasets.load import load_data
+from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import read_split
 
 _spec = importlib.util.spec_from_file_location("prepare_metadata", ROOT / "scripts" / "prepare_metadata.py")

@@ -7,16 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from wsol.metrics.boxes import (
-    best_iou,
-    box_at,
-    box_iou,
-    contour_boxes,
-    quantize,
-    resize_boxes,
-    scoremap_boxes,
-    thresholds,
-)
+from wsol.geometry import box_iou, resize_boxes
+from wsol.metrics.boxes import best_iou, box_at, contour_boxes, quantize, scoremap_boxes, thresholds
 
 TAUS = thresholds()
 

@@ -22,7 +22,7 @@ import main as program
 from config import parse_args
 from inference import explain_prediction
 from wsol import CamExtractor, dualize
-from wsol.dual_head import Output
+from wsol.classifier import Output
 from wsol.errors import InputError
 from wsol.metrics.fidelity import (
     MEASURES,

@@ -11,9 +11,11 @@ from safetensors.torch import save_file
 from test_checkpoint import Evil
 from torch import nn
 
-from wsol import CamExtractor, build, checkpoint, dualize
-from wsol.dual_head import UNFREEZE, linear_layers
+from config import UNFREEZE
+from wsol import CamExtractor, build, dualize
+from wsol.classifier import linear_layers
 from wsol.errors import InputError
+from wsol.run import checkpoint
 from wsol.training import make_optimizer
 
 sys.path.insert(0, str(ROOT / "scripts"))

@@ -6,14 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_loaders import load_data
-from evaluation import Evaluation, load_masks
 from wsol.cam import Row, ScoreMaps
+from wsol.datasets.load import load_data
+from wsol.datasets.masks import load_masks
 from wsol.errors import InputError
+from wsol.evaluation.per_image import FILE, PerImage
+from wsol.evaluation.split import Evaluation
 from wsol.metrics.localization import PixelAveragePrecision
-from wsol.per_image import FILE, PerImage
-from wsol.reporting import flatten
-from wsol.run_folder import RunFolder
+from wsol.run.folder import RunFolder
+from wsol.run.report import flatten
 
 ROWS = [Row("cam", "softmax"), Row("cam", "sigmoid_clamped")]
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsol import reporting, visualize
 from wsol.cam import Row
-from wsol.run_folder import RunFolder
+from wsol.run import figures, report
+from wsol.run.folder import RunFolder
+from wsol.run.wandb_logger import Wandb
 
 RESULTS = {
     "dataset": "Shapes",
@@ -56,13 +57,13 @@ RESULTS = {
 
 
 def test_table_compares_with_the_methods_softmax_row():
-    lines = [line.split() for line in reporting.table(RESULTS).splitlines()]
+    lines = [line.split() for line in report.table(RESULTS).splitlines()]
     assert lines[0] == ["method", "head", "MaxBoxAccV2", "Δ", "@30", "@50", "GT-Loc", "Top-1", "Loc"]
     assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "50.0"]
     assert lines[3] == ["sigmoid,", "clamped", "71.5", "+1.5", "82.0", "61.0", "56.0", "51.0"]
     assert lines[5] == ["eigencam", "none", "1.5", "1.0", "2.0", "3.0", "2.0"]
     assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
-    assert "Top-1 91.7 %, Top-5 100.0 %" in reporting.summary(RESULTS)
+    assert "Top-1 91.7 %, Top-5 100.0 %" in report.summary(RESULTS)
 
 
 def test_table_with_intervals():
@@ -70,17 +71,17 @@ def test_table_with_intervals():
     results = copy.deepcopy(RESULTS) | {"bootstrap": {"resamples": 1000, "classification": {"top1": [88.0, 95.0]}}}
     results["rows"][0]["interval"] = {"maxboxacc_v2": [67.0, 72.0], "gt_loc": [50.0, 60.0]}
     results["center"]["interval"] = {"maxboxacc_v2": [20.0, 40.0]}
-    lines = [line.split() for line in reporting.table(results).splitlines()]
+    lines = [line.split() for line in report.table(results).splitlines()]
     assert lines[0][:7] == ["method", "head", "MaxBoxAccV2", "±", "Δ", "@30", "@50"]
     assert lines[2][:4] == ["cam", "softmax", "70.0", "2.5"] and lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
     assert lines[7][:4] == ["centre", "Gaussian", "30.0", "10.0"]
-    text = reporting.summary(results)
+    text = report.summary(results)
     assert "Top-1 91.7 ± 3.5 %, Top-5 100.0 %" in text and "95 % interval over images (1,000 resamples)" in text
-    assert "±" not in reporting.summary(RESULTS)
+    assert "±" not in report.summary(RESULTS)
 
 
 def test_flat_names_of_intervals():
-    assert reporting.flatten({"a": 1, "interval": {"pxap": [2.0, 3.0], "maxboxacc": {30: [4.0, 5.0]}}}) == {
+    assert report.flatten({"a": 1, "interval": {"pxap": [2.0, 3.0], "maxboxacc": {30: [4.0, 5.0]}}}) == {
         "a": 1,
         "interval_pxap_low": 2.0,
         "interval_pxap_high": 3.0,
@@ -92,7 +93,7 @@ def test_flat_names_of_intervals():
 def test_files(tmp_path):
     run = RunFolder(str(tmp_path), "run")
     run.open({})
-    reporting.write_results(run, RESULTS)
+    report.write_results(run, RESULTS)
     assert json.loads((run.path / "results.json").read_text()) == json.loads(json.dumps(RESULTS))
     first, second, *_ = (run.path / "results.csv").read_text().splitlines()
     assert first == "method,head,clamped,maxboxacc_30,maxboxacc_50,maxboxacc_v2,gt_loc,top1_loc,tau_gt_loc"
@@ -118,7 +119,7 @@ def test_wandb_never_stops_a_run(tmp_path, monkeypatch, broken):
     monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else fake)
     run = RunFolder(str(tmp_path), "run")
     run.open({})
-    wandb = reporting.Wandb(True, project=None, name="x", folder=None, run=run, config={})
+    wandb = Wandb(True, project=None, name="x", folder=None, run=run, config={})
     wandb.log_metrics({"loss": 1.0})
     wandb.log_results(RESULTS, [])
     wandb.close()
@@ -133,13 +134,13 @@ def test_wandb_is_offline_without_credentials(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = RunFolder(str(tmp_path), "run")
     run.open({})
-    reporting.Wandb(True, project="p", name="n", folder=None, run=run, config={})
+    Wandb(True, project="p", name="n", folder=None, run=run, config={})
     assert (started["mode"], started["project"], started["name"]) == ("offline", "p", "n")
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    reporting.Wandb(True, project="p", name="n", folder=str(tmp_path / "w"), run=run, config={})
+    Wandb(True, project="p", name="n", folder=str(tmp_path / "w"), run=run, config={})
     assert started["mode"] is None and started["dir"] == str(tmp_path / "w")
     started.clear()
-    reporting.Wandb(False, project="p", name="n", folder=None, run=run, config={})
+    Wandb(False, project="p", name="n", folder=None, run=run, config={})
     assert not started
 
 
@@ -147,7 +148,7 @@ def test_overlay_is_blue_where_low_and_red_where_high():
     image = np.full((20, 40, 3), 128, np.uint8)
     scoremap = np.zeros((10, 10), np.float32)
     scoremap[:, 5:] = 1
-    painted = visualize.overlay(image, scoremap).astype(int)
+    painted = figures.overlay(image, scoremap).astype(int)
     assert painted.shape == image.shape
     assert painted[10, -1, 0] > painted[10, -1, 2] + 30 and painted[10, 0, 2] > painted[10, 0, 0]
 
@@ -159,14 +160,14 @@ def test_map_grid_draws_maps_and_truth(tmp_path, truth):
     scoremap[50:150, 60:120] = 1
     mask = np.zeros((224, 224), np.uint8)
     mask[40:160, 40:160] = 1
-    example = visualize.Example(
+    example = figures.Example(
         Image.new("RGB", (120, 80), (90, 90, 90)),
         "grey",
         dict.fromkeys(rows, scoremap),
         np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,
         mask if truth == "mask" else None,
     )
-    path = visualize.map_grid(tmp_path / "new" / "maps.png", "cam", [example, example], dict.fromkeys(rows, 0.5))
+    path = figures.map_grid(tmp_path / "new" / "maps.png", "cam", [example, example], dict.fromkeys(rows, 0.5))
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     green = ((pixels[..., 1] > 200) & (pixels[..., 0] < 120)).sum()
     red = ((pixels[..., 0] > 220) & (pixels[..., 1] < 90)).sum()

@@ -13,9 +13,9 @@ from conftest import ROOT, arguments, write_dataset
 from PIL import Image
 
 import main as program
-from wsol import checkpoint
 from wsol.errors import InputError
-from wsol.scoremap_files import scoremap_names
+from wsol.evaluation.saved_maps import scoremap_names
+from wsol.run import checkpoint
 
 QUICK = ("--methods", "cam", "--epochs", "1")
 
@@ -146,7 +146,7 @@ def test_a_network_that_answers_nan_is_refused_and_counts_as_wrong(shapes):
     checkpoint.save(shapes / "runs/run/last_checkpoint.pth.tar", saved)
     with pytest.raises(InputError, match="fc.weight holds NaN"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
-    from evaluation import top_k_correct
+    from wsol.evaluation.split import top_k_correct
 
     logits = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
     assert top_k_correct(logits, np.array([0, 0]))["top1"].tolist() == [True, False]

@@ -16,7 +16,8 @@ import main as program
 from config import parse_evaluation_args
 from wsol.cam import Row
 from wsol.errors import InputError
-from wsol.scoremap_files import find_rows, load_scoremap
+from wsol.evaluation import saved_maps
+from wsol.evaluation.saved_maps import find_rows, load_scoremap
 
 NEEDS_LOGITS = ("top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc", "normalization")
 
@@ -134,12 +135,12 @@ def test_any_split_and_any_number_of_processes(tmp_path, form, split, monkeypatc
     files = write_maps(tmp_path, tmp_path / "maps", split)
     for file, value in ((files[0], 0), (files[-1], 0.5)):
         np.save(file, np.full((224, 224), value, np.float32))
-    monkeypatch.setattr(evaluation, "_CHUNK", 5)
+    monkeypatch.setattr(saved_maps, "_CHUNK", 5)
     found = [
         evaluation.main(command(tmp_path, "--scoremap_root", str(tmp_path / "maps"), "--split", split, "--workers", n))
         for n in ("0", "1", "2")
     ]
-    monkeypatch.setattr(evaluation, "_CHUNK", 100)
+    monkeypatch.setattr(saved_maps, "_CHUNK", 100)
     found.append(evaluation.main(command(tmp_path, "--scoremap_root", str(tmp_path / "maps"), "--split", split)))
     for one in found:
         assert one["rows"] == found[0]["rows"] and one["center"] == found[0]["center"]

@@ -6,7 +6,7 @@ from conftest import TinyNet
 from test_dual_head import Conv1x1Net
 from torch.utils.data import DataLoader, TensorDataset
 
-from wsol import dualize, training
+from wsol import device, dualize, training
 from wsol.errors import InputError
 from wsol.losses import OBJECTIVES
 
@@ -97,14 +97,14 @@ def test_a_loss_that_explodes_is_said_so():
 
 def test_devices(monkeypatch):
     if not torch.cuda.is_available():
-        assert training.select_device([1]) == torch.device("cpu")
+        assert device.select_device([1]) == torch.device("cpu")
     chosen, warned = [], []
     monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
-    monkeypatch.setattr(training.log, "warning", lambda message, *_: warned.append(message))
+    monkeypatch.setattr(device.log, "warning", lambda message, *_: warned.append(message))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
-    assert training.select_device([1]) == torch.device("cuda", 1) and chosen == [1] and not warned
-    assert training.select_device([0, 1]) == torch.device("cuda", 0) and "one process" in warned[0]
+    assert device.select_device([1]) == torch.device("cuda", 1) and chosen == [1] and not warned
+    assert device.select_device([0, 1]) == torch.device("cuda", 0) and "one process" in warned[0]
     with pytest.raises(InputError, match="--gpus 2: this machine has the CUDA devices 0..1"):
-        training.select_device([2])
+        device.select_device([2])

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsol.dual_head import Output
+from wsol.classifier import Output
 
 
 def class_balanced_bce(logits: Tensor, labels: Tensor) -> Tensor:

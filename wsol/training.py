@@ -3,20 +3,20 @@
 import re
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from wsol import checkpoint
-from wsol.dual_head import Classifier, Output
+from wsol.classifier import Classifier, Output
+from wsol.device import to_device
 from wsol.errors import InputError
-from wsol.history import History
+from wsol.log import progress
 from wsol.losses import Objective
-from wsol.progress import progress
-from wsol.run_folder import log
+from wsol.run import checkpoint
+from wsol.run.history import History
 
 FEATURE_CACHE_BYTES = 2 * 1024**3
 
@@ -94,12 +94,6 @@ def train_one_epoch(
             "(--vanilla_lr in the vanilla stage of b2)"
         )
     return {"loss": loss_sum.item() / images, "top1": 100 * correct.item() / images}
-
-
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Move a batch; images (B, 3, H, W) become channels-last, which convolutions run up to twice as fast."""
-    layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-    return images.to(device, memory_format=layout, non_blocking=True)
 
 
 def features_can_be_cached(model: Classifier, dataset) -> bool:
@@ -214,24 +208,3 @@ class Trainer:
         if self._features is None:
             return model, self.loader
         return model.classify, DataLoader(self._features, self.loader.batch_size, sampler=self.loader.sampler)
-
-
-def select_device(indices: Sequence[int]) -> torch.device:
-    """The first of the CUDA devices asked for, or the CPU, with a warning, where there is no CUDA.
-
-    Raises:
-        InputError: there is CUDA, but no device of that number.
-    """
-    if not torch.cuda.is_available():
-        log.warning("no CUDA device: running on the CPU")
-        return torch.device("cpu")
-    present = torch.cuda.device_count()
-    for index in indices:
-        if index >= present:
-            raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
-    if len(indices) > 1:
-        log.warning("one process works on one device: of --gpus %s only %d is used", indices, indices[0])
-    torch.cuda.set_device(indices[0])  # else pinning memory opens a context on device 0
-    torch.backends.cudnn.deterministic = True  # same seed, same machine: same numbers
-    log.info("device: %s", torch.cuda.get_device_name(indices[0]))
-    return torch.device("cuda", indices[0])

@@ -26,7 +26,8 @@ from numpy.typing import NDArray
 
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import MaskPaths, read_boxes, read_ids, read_labels, read_masks, read_sizes, unknown_ids
-from wsol.metrics.boxes import RESOLUTION, best_iou, box_iou, resize_boxes, scoremap_boxes
+from wsol.geometry import RESOLUTION, box_iou, resize_boxes
+from wsol.metrics.boxes import best_iou, scoremap_boxes
 from wsol.metrics.localization import average_precision
 
 Box = tuple[int, int, int, int]

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wsol.backbones.registry import Wanted, pooled_head, register, take_over
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 from wsol.errors import InputError
 
 

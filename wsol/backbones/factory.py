@@ -6,7 +6,7 @@ from torch import nn
 
 from wsol.backbones.named import entry as named_entry
 from wsol.backbones.registry import ARCHITECTURES, IMAGENET_CLASSES, Architecture, Wanted
-from wsol.dual_head import Classifier, linear_layers, randomize
+from wsol.classifier import Classifier, linear_layers, randomize
 
 
 def get_architecture(name: str) -> Architecture:

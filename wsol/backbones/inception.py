@@ -10,7 +10,7 @@ from torchvision.models.inception import InceptionB
 
 from wsol.backbones.registry import IMAGENET_CLASSES, Wanted, pooled_head, refuse_conv, register, take_over
 from wsol.backbones.weights import load_strictly, torchvision_weights
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 
 WEIGHTS = torchvision.models.Inception_V3_Weights.IMAGENET1K_V1
 

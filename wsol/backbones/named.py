@@ -17,7 +17,7 @@ from wsol.backbones.registry import (
     refuse_conv,
 )
 from wsol.backbones.weights import create_timm, load_strictly, torchvision_weights
-from wsol.dual_head import Classifier, find_head
+from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError, nearest
 from wsol.layout import find_layers
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 from wsol.errors import InputError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

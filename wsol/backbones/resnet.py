@@ -7,7 +7,7 @@ from torch import nn
 
 from wsol.backbones.registry import Wanted, pooled_head, register, take_over
 from wsol.backbones.weights import load_strictly, torchvision_weights
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 
 WEIGHTS = torchvision.models.ResNet50_Weights.IMAGENET1K_V1
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from wsol.backbones.registry import Wanted, pooled_head, refuse_conv, register
 from wsol.backbones.weights import load_strictly, torchvision_weights
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 
 WEIGHTS = torchvision.models.VGG16_Weights.IMAGENET1K_V1
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from wsol.backbones.registry import Wanted, refuse_conv, register
 from wsol.backbones.weights import create_timm
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 from wsol.errors import InputError
 
 NAME = "deit_tiny_patch16_224"

@@ -16,9 +16,9 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from wsol import checkpoint
 from wsol.backbones.registry import Wanted
 from wsol.errors import InputError
+from wsol.run import checkpoint
 
 SECONDS_TO_ANSWER = 10
 # What timm's builders raise for arguments that a network does not know; files and servers raise other kinds.

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wsol.dual_head import Classifier, Output
+from wsol.classifier import Classifier, Output
 from wsol.errors import InputError, nearest
 from wsol.layout import Layout
 

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wsol.cam.base import CAM_METHODS, NO_HEAD, HeadView, Pass, Row, get_method, rows
 from wsol.cam.cost import Meter
-from wsol.dual_head import Classifier, Output, find_head
+from wsol.classifier import Classifier, Output, find_head
 from wsol.errors import InputError
 from wsol.layout import find_layers, find_layout
 

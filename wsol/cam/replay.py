@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from wsol.cam.base import Pass
-from wsol.dual_head import Output
+from wsol.classifier import Output
 from wsol.errors import InputError
 
 

@@ -22,7 +22,7 @@ from PIL import Image, UnidentifiedImageError
 from wsol.datasets.synthetic import natural_noise
 from wsol.datasets.writer import SPLITS, DatasetFolders, Record, publish_dataset, save_example, write_metadata
 from wsol.errors import InputError
-from wsol.progress import progress
+from wsol.log import progress
 
 Pixels = NDArray[np.uint8]
 Background = Callable[[Generator], Pixels]  # gives a photograph, RGB (H, W, 3), any size

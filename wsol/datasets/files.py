@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from wsol.errors import InputError
-from wsol.progress import progress
+from wsol.log import progress
 
 
 def missing_files(root: Path, names: Sequence[str], title: str = "files") -> list[int]:

@@ -21,7 +21,7 @@ import numpy as np
 from wsol.datasets.official import Box, Metadata, Size, clipped, image_sizes, read_voc
 from wsol.datasets.writer import SPLITS, Record, mask_box
 from wsol.errors import InputError
-from wsol.progress import progress
+from wsol.log import progress
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 

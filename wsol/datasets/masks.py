@@ -1,14 +1,16 @@
 """Mask images: files → arrays at the evaluation's resolution."""
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.datasets.reader import MaskPaths
+from wsol.datasets.reader import MaskPaths, SplitMetadata
 from wsol.errors import InputError
-from wsol.metrics.boxes import RESOLUTION
+from wsol.geometry import RESOLUTION
 
 
 def load_mask(mask_root: Path, paths: MaskPaths, size: int = RESOLUTION) -> NDArray[np.uint8]:
@@ -34,3 +36,9 @@ def load_mask_image(
     if values is None:
         raise InputError(f"mask {file_path} is missing or broken; check --mask_root, or give --skip_bad_images")
     return cv2.resize(values.astype(np.float32), resize_size, interpolation=cv2.INTER_NEAREST)
+
+
+def load_masks(metadata: SplitMetadata, indices: Sequence[int]) -> np.ndarray:
+    """Masks of some images, (B, 224, 224) uint8, see load_mask; files are decoded by threads."""
+    with ThreadPoolExecutor(4) as pool:
+        return np.stack(list(pool.map(lambda i: load_mask(metadata.mask_root, metadata.masks[i]), indices)))

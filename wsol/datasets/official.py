@@ -25,7 +25,7 @@ from wsol.datasets.files import require_files
 from wsol.datasets.reader import read_ids, read_lines, read_split
 from wsol.datasets.writer import SPLITS, Record, publish_metadata, write_metadata
 from wsol.errors import InputError
-from wsol.progress import progress
+from wsol.log import progress
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]  # width, height

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsol.errors import InputError
-from wsol.metrics.boxes import resize_boxes
+from wsol.geometry import resize_boxes
 
 BLOCK = 1 << 16  # lines read at a time
 MOST_PIXELS = 1_000_000  # no image's side and no coordinate reaches this, so no product overflows int64

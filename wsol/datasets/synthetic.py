@@ -21,7 +21,7 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from wsol.datasets.writer import SPLITS, DatasetFolders, Record, publish_dataset, save_example, write_metadata
-from wsol.progress import progress
+from wsol.log import progress
 
 Array = NDArray[np.float32]
 SIDES = (200, 340)  # image sides in pixels

@@ -1,17 +1,15 @@
 """Metrics: boxes are pure functions, the classes around them count over a data set and over processes."""
 
+from wsol.geometry import RESOLUTION, box_iou, resize_boxes
 from wsol.metrics.boxes import (
-    RESOLUTION,
     BestIoU,
     LevelBoxes,
     best_iou,
     box_at,
-    box_iou,
     contour_boxes,
     match_boxes,
     match_contours,
     quantize,
-    resize_boxes,
     scoremap_boxes,
     thresholds,
     trace_contours,

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsol.dual_head import Output
+from wsol.classifier import Output
 from wsol.metrics.imputation import linear_imputation
 from wsol.metrics.localization import _CountingMetric
 

@@ -27,7 +27,8 @@ import torch
 from numpy.typing import ArrayLike
 
 from wsol import distributed
-from wsol.metrics.boxes import RESOLUTION, BestIoU, best_iou, match_contours, thresholds, trace_contours
+from wsol.geometry import RESOLUTION
+from wsol.metrics.boxes import BestIoU, best_iou, match_contours, thresholds, trace_contours
 from wsol.metrics.records import BoxRecords, PixelRecords
 
 _V1_IOU = 50  # per cent: the IoU threshold of MaxBoxAcc, GT-Loc, Top-1 Loc and Top-5 Loc

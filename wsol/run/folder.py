@@ -5,11 +5,8 @@
 
 import fcntl
 import json
-import logging
-import logging.handlers
 import re
 import shutil
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -189,31 +186,3 @@ def _latest_number(root: Path) -> int:
 
 
 # --------------------------------------------------------------------------- the log
-
-log = logging.getLogger("dualcam")
-_early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRITICAL + 1, flushOnClose=False)
-
-
-def start_log(debug: bool = False, keep: bool = True) -> None:
-    """Log to the console; with `keep`, lines are kept for log.txt until the run folder exists."""
-    log.handlers.clear()
-    logging.raiseExceptions = False  # a full disk or a closed pipe must not bury the one line that says so
-    log.setLevel(logging.DEBUG if debug else logging.INFO)
-    log.propagate = False
-    console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(logging.Formatter("%(message)s"))
-    _early.setTarget(None)
-    _early.buffer.clear()
-    log.addHandler(console)
-    if keep:
-        log.addHandler(_early)
-
-
-def log_to(run: RunFolder) -> None:
-    """Write this and all earlier lines to the run's log.txt, too."""
-    file = logging.FileHandler(run.path / "log.txt", encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    _early.setTarget(file)
-    _early.flush()
-    log.removeHandler(_early)
-    log.addHandler(file)

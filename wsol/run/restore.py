@@ -2,12 +2,13 @@
 
 import torch
 
-from wsol import checkpoint
 from wsol.backbones import get_architecture, new_classes
 from wsol.cam import CamExtractor, get_method
-from wsol.dual_head import Classifier, dualize
+from wsol.classifier import Classifier
+from wsol.dual_head import dualize
 from wsol.errors import InputError
-from wsol.run_folder import log
+from wsol.log import log
+from wsol.run import checkpoint
 
 
 def settle_form(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from wsol.dual_head import Classifier
+from wsol.classifier import Classifier
 from wsol.errors import InputError
 
 SUFFIX = "_checkpoint.pth.tar"

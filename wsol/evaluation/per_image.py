@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsol.errors import InputError
+from wsol.log import progress
 from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates, right_replicates
 from wsol.metrics.localization import OF_GT_BOXES, average_precision
 from wsol.metrics.records import BoxOutcomes
-from wsol.progress import progress
-from wsol.run_folder import RunFolder
+from wsol.run.folder import RunFolder
 
 FILE = "per_image.npz"
 _SCHEMA = 1

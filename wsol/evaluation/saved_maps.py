@@ -7,18 +7,25 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
-from wsol.cam import HEADS, NO_HEAD, Row
+from wsol.cam import HEADS, NO_HEAD, Row, ScoreMaps
 from wsol.datasets.files import missing_files
+from wsol.datasets.load import check_masks
+from wsol.datasets.reader import SplitMetadata, read_split
 from wsol.errors import InputError
-from wsol.metrics.boxes import RESOLUTION
+from wsol.evaluation.split import Evaluation
+from wsol.geometry import RESOLUTION
+from wsol.log import progress
 
 # How np.load tells that a file is no array: cut off, pickled, a broken zip, a header of nonsense.
 _NOT_READABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile)
@@ -120,3 +127,76 @@ def _row_of(name: str) -> Row:
         if name.endswith(f"_{head}"):
             return Row(name.removesuffix(f"_{head}"), head)
     return Row(name, "")
+
+
+_CHUNK = 32  # saved maps of a row that a process reads and measures at a time
+
+
+def read_evaluated_split(metadata_root: str, dataset_name: str, split: str, mask_root: str) -> SplitMetadata:
+    """The metadata that metrics need, without images.
+
+    Raises:
+        InputError: see read_split; the split has neither boxes nor masks; mask files are missing.
+    """
+    folder = Path(metadata_root) / dataset_name
+    metadata = read_split(folder, split, Path(), Path(mask_root) / dataset_name)
+    if metadata.boxes is None and metadata.masks is None:
+        raise InputError(
+            f"{folder / split} has neither boxes nor masks, so nothing can be measured on this split: "
+            "localization.txt is missing or empty"
+        )
+    check_masks(metadata)
+    return metadata
+
+
+class SavedMaps(Dataset):
+    """Chunks of a split's saved maps, each read and measured: item i is an Evaluation of its images alone."""
+
+    def __init__(self, metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], settings: Mapping):
+        self.metadata, self.files, self.settings = metadata, files, settings
+
+    def __len__(self) -> int:
+        return -(-len(self.metadata) // _CHUNK)
+
+    def __getitem__(self, index: int) -> Evaluation:
+        places = range(index * _CHUNK, min((index + 1) * _CHUNK, len(self.metadata)))
+        metadata = self.metadata.subset(places)
+        maps = {row: np.stack([load_scoremap(files[place]) for place in places]) for row, files in self.files.items()}
+        evaluation = Evaluation(metadata, list(self.files), normalization=None, **self.settings)
+        evaluation.update(
+            ScoreMaps(
+                np.arange(len(metadata)),
+                metadata.labels,
+                None,
+                None,
+                maps,
+                {row: of_row.min(axis=(1, 2)) == of_row.max(axis=(1, 2)) for row, of_row in maps.items()},
+            )
+        )
+        return evaluation
+
+
+def evaluate_saved(
+    metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], *, workers: int = 4, **settings
+) -> Evaluation:
+    """Measure the saved maps of a split, in `workers` processes (0: in this one).
+
+    files: each row's maps in the order of the images, as wsol.scoremap_files.find_rows finds them. settings: those of
+    Evaluation: interval, iou_thresholds, loc_threshold, gt_boxes, center. What classification adds is absent. The
+    numbers do not depend on `workers`.
+
+    Raises:
+        InputError: a file is not a 224 x 224 array in [0, 1].
+    """
+    chunks = SavedMaps(metadata, files, settings)
+    found = Evaluation(metadata, list(files), normalization=None, **settings)
+    processes = min(workers, len(os.sched_getaffinity(0)), len(chunks))
+    loader = DataLoader(chunks, batch_size=None, num_workers=processes, worker_init_fn=_leave_ctrl_c)
+    for chunk in progress(loader, "evaluating", unit="chunk"):
+        found.merge(chunk)
+    return found
+
+
+def _leave_ctrl_c(_: int) -> None:
+    """Ctrl-C reaches every process of the terminal; this one, a worker, is stopped by its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

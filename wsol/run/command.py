@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from wsol.errors import InputError
-from wsol.run_folder import log
+from wsol.log import log
 
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 

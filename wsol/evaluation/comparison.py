@@ -18,10 +18,10 @@ import numpy as np
 from tabulate import tabulate
 
 from wsol.errors import InputError
+from wsol.evaluation.per_image import PerImage
+from wsol.log import progress
 from wsol.metrics.bootstrap import draw, interval, right_replicates
-from wsol.per_image import PerImage
-from wsol.progress import progress
-from wsol.reporting import flatten, row_id
+from wsol.run.report import flatten, row_id
 
 CLASSIFICATION = "classification"  # the softmax head's accuracy, beside the rows of the table
 # Settings that change what a number means, not how good a run is.

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from wsol import checkpoint
-from wsol.dual_head import Classifier
-from wsol.reporting import Wandb
-from wsol.run_folder import RunFolder, log
+from wsol.classifier import Classifier
+from wsol.log import log
+from wsol.run import checkpoint
+from wsol.run.folder import RunFolder
+from wsol.run.wandb_logger import Wandb
 
 
 class History:

@@ -1,0 +1,36 @@
+"""Which device a command computes on, and how batches get there."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from wsol.errors import InputError
+from wsol.log import log
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Move a batch; images (B, 3, H, W) become channels-last, which convolutions run up to twice as fast."""
+    layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    return images.to(device, memory_format=layout, non_blocking=True)
+
+
+def select_device(indices: Sequence[int]) -> torch.device:
+    """The first of the CUDA devices asked for, or the CPU, with a warning, where there is no CUDA.
+
+    Raises:
+        InputError: there is CUDA, but no device of that number.
+    """
+    if not torch.cuda.is_available():
+        log.warning("no CUDA device: running on the CPU")
+        return torch.device("cpu")
+    present = torch.cuda.device_count()
+    for index in indices:
+        if index >= present:
+            raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
+    if len(indices) > 1:
+        log.warning("one process works on one device: of --gpus %s only %d is used", indices, indices[0])
+    torch.cuda.set_device(indices[0])  # else pinning memory opens a context on device 0
+    torch.backends.cudnn.deterministic = True  # same seed, same machine: same numbers
+    log.info("device: %s", torch.cuda.get_device_name(indices[0]))
+    return torch.device("cuda", indices[0])

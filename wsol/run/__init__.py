@@ -1,0 +1,1 @@
+"""What one run keeps: its folder, checkpoints, history, report and figures; and how a command ends."""
