@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from config import parse_evaluation_args
-from wsol.cam import Row
+from wsol.cam import Variant
 from wsol.datasets.masks import load_mask_image  # noqa: F401  (one of wsolevaluation's names, as those below)
 from wsol.datasets.reader import SplitMetadata
 from wsol.errors import InputError
 from wsol.evaluation.saved_maps import evaluate_saved, find_rows, read_evaluated_split
+from wsol.files import write_file
 from wsol.log import start_log
 from wsol.run import command, report
 from wsol.wsolevaluation import (  # noqa: F401
@@ -107,13 +108,17 @@ def main(argv: list[str] | None = None) -> dict:
         f"{report.threshold_table(results)}\n"
     )
     for row in results["rows"]:
-        print("localization:", row["localization"], *([report.row_name(row)] if len(results["rows"]) > 1 else []))
+        print(
+            "localization:",
+            row["localization"],
+            *([Variant.from_record(row).label] if len(results["rows"]) > 1 else []),
+        )
     if args.out:
-        Path(args.out).write_text(json.dumps(results, indent=2) + "\n")
+        write_file(args.out, json.dumps(results, indent=2) + "\n")
     return results
 
 
-def find_saved(args) -> list[tuple[SplitMetadata, dict[Row, list[Path]]] | None]:
+def find_saved(args) -> list[tuple[SplitMetadata, dict[Variant, list[Path]]] | None]:
     """Metadata and map files of --split and, if its maps are given, of val: all are found before any is measured."""
     splits = []
     for split, root in ((args.split, args.scoremap_root), ("val", args.val_scoremap_root)):

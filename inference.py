@@ -33,7 +33,7 @@ from config import DEFAULT_ARCHITECTURE, default_heads, gpu_indices, parse_pictu
 from data_loaders import Pictures
 from wsol import build
 from wsol.backbones import get_architecture
-from wsol.cam import CamExtractor, Row, ScoreMaps, rows, to_scoremaps
+from wsol.cam import CamExtractor, ScoreMaps, Variant, to_scoremaps, variants
 from wsol.classifier import Classifier, Output
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
 from wsol.datasets.files import broken_files
@@ -43,6 +43,7 @@ from wsol.datasets.registry import dataset_facts
 from wsol.device import select_device, to_device
 from wsol.errors import InputError
 from wsol.evaluation.saved_maps import file_stems
+from wsol.files import write_file
 from wsol.geometry import RESOLUTION
 from wsol.log import log, progress, start_log
 from wsol.run import checkpoint, command, figures
@@ -53,7 +54,7 @@ MOST_NAMED = 20  # bad pictures that are named
 
 # What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, both heads'
 # output, indices.
-OnPrediction = Callable[[Classifier, Tensor, dict[Row, Tensor], Output, np.ndarray], None]
+OnPrediction = Callable[[Classifier, Tensor, dict[Variant, Tensor], Output, np.ndarray], None]
 
 
 def compute_scoremaps(
@@ -101,8 +102,8 @@ def compute_scoremaps(
 
 
 def explain_prediction(
-    extract: CamExtractor, images: Tensor, labels: Tensor, raw: dict[Row, Tensor]
-) -> dict[Row, Tensor]:
+    extract: CamExtractor, images: Tensor, labels: Tensor, raw: dict[Variant, Tensor]
+) -> dict[Variant, Tensor]:
     """Raw maps of the class that the softmax head predicts: `raw`, those of the labels, where it is right, and new ones
     elsewhere. `extract` has just made `raw`."""
     predicted = extract.output.logits.argmax(dim=1)
@@ -117,7 +118,7 @@ def save_scoremaps(batch: ScoreMaps, names: Sequence[str], folder: Path) -> None
     """Write `<folder>/<method>_<head>[_clamped]/<name>`, the very float32 arrays that are evaluated."""
     for row, maps in batch.maps.items():
         for index, scoremap in zip(batch.indices, maps, strict=True):
-            write(folder / str(row) / names[index], npy(scoremap))
+            write_file(folder / str(row) / names[index], npy(scoremap))
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -132,15 +133,6 @@ def jpeg(pixels: np.ndarray) -> bytes:
     content = io.BytesIO()
     Image.fromarray(pixels).save(content, "jpeg", quality=90, subsampling=0)
     return content.getvalue()
-
-
-def write(path: Path, content: bytes) -> None:
-    """Write a file, the folders above it made; InputError where that cannot be."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror}") from None
 
 
 # --------------------------------------------------------------------------- the command: any picture, any network
@@ -163,9 +155,9 @@ class Explanation(NamedTuple):
     picture: Picture
     subject: str
     classes: list[tuple[str, float]]
-    maps: Mapping[Row, np.ndarray]
-    raw: Mapping[Row, np.ndarray]
-    silent: list[Row]
+    maps: Mapping[Variant, np.ndarray]
+    raw: Mapping[Variant, np.ndarray]
+    silent: list[Variant]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -179,7 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     names, synonyms = class_names(model, saved)
     class_id = None if config.wanted_class is None else find_class(config.wanted_class, names, synonyms)
     good = leave_out_bad(pictures, config.skip_bad_images, config.workers)
-    check_free(out, good, rows(config.methods, config.heads), config.save_npy, config.override_cache)
+    check_free(out, good, variants(config.methods, config.heads), config.save_npy, config.override_cache)
 
     device = select_device(gpu_indices(config.gpus))
     facts = get_architecture(config.architecture)
@@ -263,7 +255,7 @@ def leave_out_bad(pictures: Sequence[Picture], skip: bool, workers: int) -> list
     return [picture for i, picture in enumerate(pictures) if i not in bad]
 
 
-def check_free(out: Path, pictures: Sequence[Picture], wanted: Sequence[Row], raw: bool, override: bool) -> None:
+def check_free(out: Path, pictures: Sequence[Picture], wanted: Sequence[Variant], raw: bool, override: bool) -> None:
     """InputError if `out` is no folder, or if a file that will be written is there and may not be replaced."""
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not above.is_dir():
@@ -276,7 +268,7 @@ def check_free(out: Path, pictures: Sequence[Picture], wanted: Sequence[Row], ra
                 )
 
 
-def paths_of(out: Path, picture: Picture, wanted: Sequence[Row], raw: bool) -> list[Path]:
+def paths_of(out: Path, picture: Picture, wanted: Sequence[Variant], raw: bool) -> list[Path]:
     """The files that are written for one picture: the grid, then each row's overlay, then the raw maps."""
     return [
         out / folder / f"{picture.stem}{suffix}"
@@ -423,14 +415,14 @@ def draw(explanation: Explanation, heads: Sequence[str], out: Path, raw: bool) -
     wanted = list(explanation.maps)
     grid, *others = paths_of(out, explanation.picture, wanted, raw)
     heading = f"Maps of {explanation.subject}: {explanation.picture.path.name}"
-    write(
+    write_file(
         grid,
         jpeg(figures.contact_sheet(image, heading, explanation.classes, explanation.maps, heads, explanation.silent)),
     )
     for row, path in zip(wanted, others[: len(wanted)], strict=True):
-        write(path, jpeg(figures.overlay(image, explanation.maps[row])))
+        write_file(path, jpeg(figures.overlay(image, explanation.maps[row])))
     for row, path in zip(wanted, others[len(wanted) :], strict=False):
-        write(path, npy(explanation.raw[row]))
+        write_file(path, npy(explanation.raw[row]))
 
 
 def run_from_shell() -> int:

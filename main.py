@@ -19,7 +19,7 @@ from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps, save_scoremaps
 from wsol import build, dualize, training
 from wsol.backbones import get_architecture
-from wsol.cam import NO_HEAD, CamExtractor, Meter, rows
+from wsol.cam import NO_HEAD, CamExtractor, Meter, variants
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.images import load_image
 from wsol.datasets.load import WsolData, load_data
@@ -71,7 +71,7 @@ def main(argv: list[str] | None = None) -> dict | None:
         model = train(config, data, model, saved, run, device, wandb)
     if not config.train_only:
         results, evaluation, images = measure(config, data, model, run, device)
-        images.write(run)
+        images.write(run.path)
         report.write_csv(
             run,
             "per_class.csv",
@@ -214,7 +214,7 @@ def describe(config, data: WsolData, model: Classifier) -> None:
         f"{frozen:,}",
     )
     if config.fidelity and "test" in data.splits:
-        passes, wanted = sum(COST[name] for name in config.fidelity), rows(config.methods, config.heads)
+        passes, wanted = sum(COST[name] for name in config.fidelity), variants(config.methods, config.heads)
         images = len(data.splits["test"])
         log.info(
             "fidelity: %s forward passes (%d for each of %d rows and %s images)",
@@ -315,7 +315,7 @@ def validation(config, data: WsolData, objective: Objective, device):
     boxes = data.splits["val"].boxes is not None
     criterion = "pxap" if not boxes else "maxboxacc_v2" if v2 else "maxboxacc_v1"
     head = "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
-    row = rows(config.methods[:1], [head])[0]
+    row = variants(config.methods[:1], [head])[0]
     loader = image_loader(config, data, "val")
 
     def validate(model: Classifier) -> dict[str, float]:
@@ -367,7 +367,7 @@ def new_fidelity(config, metadata: SplitMetadata, model: Classifier) -> Fidelity
         return None
     return FidelityEvaluation(
         metadata,
-        rows(config.methods, config.heads),
+        variants(config.methods, config.heads),
         config.fidelity,
         list(model.heads()),
         batch=config.batch_size,
@@ -426,7 +426,7 @@ def evaluate_split(
     config, data: WsolData, split: str, extractor: CamExtractor, run: RunFolder, device, **more
 ) -> Evaluation:
     """Make the maps of a split, measure them and, if asked for, save them."""
-    evaluation = new_evaluation(config, data.splits[split], rows(config.methods, config.heads), **more)
+    evaluation = new_evaluation(config, data.splits[split], variants(config.methods, config.heads), **more)
     names = scoremap_names(data.splits[split].image_ids)
     for batch in compute_scoremaps(
         extractor,

@@ -9,8 +9,8 @@ from conftest import TinyNet
 from torch import nn
 
 from wsol import CamExtractor, dualize
-from wsol.cam import CAM_METHODS, Row, rows, to_scoremaps
-from wsol.cam.base import HeadView, Pass
+from wsol.cam import CAM_METHODS, Variant, to_scoremaps, variants
+from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.classifier import Classifier, Output
 from wsol.errors import InputError
 from wsol.layout import Layout
@@ -90,8 +90,8 @@ def test_cam_is_the_head_weights_over_the_activations():
             weights = module.weight[k].detach()
             plain = sum(weights[c] * activations[b, c] for c in range(16))
             clamped = sum(max(weights[c], 0) * activations[b, c] for c in range(16))
-            assert torch.allclose(maps["cam", head][b], plain)
-            assert torch.allclose(maps["cam", f"{head}_clamped"][b], clamped)
+            assert torch.allclose(maps[Variant.of("cam", head)][b], plain)
+            assert torch.allclose(maps[Variant.of("cam", f"{head}_clamped")][b], clamped)
 
 
 def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling():
@@ -101,8 +101,8 @@ def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling(
         maps = extract(images, torch.tensor([1, 3]))
     for head in ("softmax", "sigmoid"):
         for variant in (head, f"{head}_clamped"):
-            cam = maps["cam", variant]
-            assert torch.allclose(cam / cam[0].numel(), maps["gradcam", variant])
+            cam = maps[Variant.of("cam", variant)]
+            assert torch.allclose(cam / cam[0].numel(), maps[Variant.of("gradcam", variant)])
 
 
 # ------------------------------------------------------------------- the extractor
@@ -174,7 +174,7 @@ def test_works_under_no_grad_and_predicts_where_no_class_is_given():
         predicted = extract.output.logits.argmax(dim=1)
     with CamExtractor(dual, ["layercam"], heads=["sigmoid"]) as extract:
         told = extract(images, predicted)
-    row = ("layercam", "sigmoid")
+    row = Variant("layercam", "sigmoid")
     assert torch.equal(quiet[row], told[row]) and not quiet[row].requires_grad
     assert torch.equal(extract.output.logits, dual(images).logits)
 
@@ -207,35 +207,43 @@ def test_errors():
             extract(torch.randn(1, 3, 32, 32))
 
 
-def test_rows_that_exist():
-    assert rows(["cam", "layercam"], ["softmax", "softmax_clamped", "sigmoid_clamped"]) == [
-        ("cam", "softmax"),
-        ("cam", "softmax_clamped"),
-        ("cam", "sigmoid_clamped"),
-        ("layercam", "softmax"),
-        ("layercam", "sigmoid"),
+def test_variants_that_exist():
+    assert variants(["cam", "layercam"], ["softmax", "softmax_clamped", "sigmoid_clamped"]) == [
+        ("cam", "softmax", False),
+        ("cam", "softmax", True),
+        ("cam", "sigmoid", True),
+        ("layercam", "softmax", False),
+        ("layercam", "sigmoid", False),
     ]
-    row = Row("gradcam++", "sigmoid_clamped")
-    assert (str(row), row.branch, row.clamped) == ("gradcam++_sigmoid_clamped", "sigmoid", True)
     with pytest.raises(InputError, match="unknown head 'sigmod'; did you mean 'sigmoid'"):
-        rows(["cam"], ["sigmod"])
+        variants(["cam"], ["sigmod"])
 
 
-def test_a_method_that_sees_no_head_has_one_row():
-    assert rows(["eigencam", "cam"], ["softmax", "sigmoid_clamped"]) == [
-        ("eigencam", "none"),
-        ("cam", "softmax"),
-        ("cam", "sigmoid_clamped"),
+@pytest.mark.parametrize("head", HEADS)
+def test_a_variant_has_one_name_wherever_it_is_written(head):
+    variant = Variant.of("gradcam++", head)
+    assert Variant.parse(str(variant)) == variant and str(variant) == f"gradcam++_{head}"
+    record = {"method": "gradcam++", "head": head[:7], "clamped": head.endswith("clamped")}
+    assert variant.record == record and Variant.from_record(record | {"pxap": 1.0}) == variant
+    assert variant.label == f"gradcam++ {head}".replace("_", ", ")
+
+
+def test_a_method_that_sees_no_head_has_one_variant():
+    assert variants(["eigencam", "cam"], ["softmax", "sigmoid_clamped"]) == [
+        ("eigencam", "none", False),
+        ("cam", "softmax", False),
+        ("cam", "sigmoid", True),
     ]
-    row = Row("fem", "none")
-    assert (str(row), row.branch, row.clamped, row.label) == ("fem_none", "none", False, "no head")
+    fem = Variant("fem")
+    assert (str(fem), fem.label, fem.head_label, Variant.parse("fem_none")) == ("fem_none", "fem", "no head", fem)
+    assert Variant.parse("other_maps") == Variant("other_maps", "none", clamped=False)
     with CamExtractor(trained_dual(), ["fem"], heads=["sigmoid"]) as extract:
-        assert list(extract(torch.randn(1, 3, 48, 48).double())) == [row]
+        assert list(extract(torch.randn(1, 3, 48, 48).double())) == [fem]
 
 
 def test_a_formula_takes_gradients_only_when_it_asks_for_them():
     leaf = torch.randn(1, 4, 3, 3, requires_grad=True)
-    shared = Pass(
+    shared = ForwardPass(
         None, None, None, leaf, Layout("BCHW", (3, 3)), Output(leaf.mean(dim=(2, 3)), None), torch.tensor([1])
     )
     view = HeadView(shared, "softmax", nn.Linear(4, 4))

@@ -9,7 +9,7 @@ from torch import nn
 
 from wsol import CamExtractor, dualize
 from wsol.cam import CAM_METHODS, HEADS, to_scoremaps
-from wsol.cam.base import Pass
+from wsol.cam.forward_pass import ForwardPass
 from wsol.cam.replay import Replay
 from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError
@@ -83,10 +83,10 @@ def test_any_batch_and_any_proportions(batch, size):
     with CamExtractor(dual, METHODS, heads=HEADS, perturb_batch=7) as extract:
         maps = extract(torch.randn(batch, 3, *size), torch.arange(batch))
     grid = (-(-size[0] // 8), -(-size[1] // 8))
-    for (method, head), values in maps.items():
+    for (method, head, _), values in maps.items():
         assert values.shape == (batch, *(size if method == "fullgrad" else grid)), (method, head)
         assert values.dtype == torch.float32 and torch.isfinite(values).all() and not values.requires_grad
-    assert {method for method, _ in maps} == set(METHODS)
+    assert {variant.method for variant in maps} == set(METHODS)
 
 
 def test_a_batch_gives_what_its_images_give_alone():
@@ -227,7 +227,7 @@ def pass_of(model, layer, images, layout):
     with torch.no_grad():
         output = classifier(images)
     handle.remove()
-    return Pass(classifier, images, layer, held[0], layout, output, torch.zeros(len(images), dtype=torch.long))
+    return ForwardPass(classifier, images, layer, held[0], layout, output, torch.zeros(len(images), dtype=torch.long))
 
 
 class InPlace(nn.Module):

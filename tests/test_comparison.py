@@ -53,7 +53,7 @@ def write_run(root, name, top1, right=(), *, dataset="Shapes", ids=None, labels=
         )
     ids = [f"{i}.png" for i in range(len(top1))] if ids is None else ids
     labels = np.zeros(len(top1), int) if labels is None else labels
-    PerImage(dataset, "test", ids, labels, np.zeros(len(top1), int), {"top1": top1}, rows).write(run)
+    PerImage(dataset, "test", ids, labels, np.zeros(len(top1), int), {"top1": top1}, rows).write(run.path)
     classification = {"top1": 100 * top1.mean()}
     run.write("results.json", json.dumps({"rows": found, "config": config, "classification": classification}))
     return str(run.path)

@@ -6,11 +6,11 @@ import torch
 from conftest import arguments
 
 import main as program
-from wsol.cam import Row, ScoreMaps
+from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.reader import SplitMetadata
 from wsol.evaluation.split import Evaluation
 
-ROW = Row("cam", "softmax")
+ROW = Variant("cam", "softmax")
 OF_FIRST = {"gt_loc", "gt_loc_best", "gt_loc_val", "top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc"}
 
 

@@ -11,7 +11,7 @@ from test_end_to_end import files_below
 import inference as program
 import main as training
 from wsol import build, dualize
-from wsol.cam import CAM_METHODS, CamExtractor, rows
+from wsol.cam import CAM_METHODS, CamExtractor, Variant, variants
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
 from wsol.datasets.images import eval_tensor, load_picture
 from wsol.errors import InputError
@@ -137,7 +137,7 @@ def test_a_checkpoint_of_ours_brings_architecture_branch_and_class_names(shapes,
     checkpoint.load_state_dict(model, torch.load(file)["state_dict"], "file")
     image = eval_tensor(load_picture(picture), 48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[None]
     with CamExtractor(model, ["gradcam"], heads=["sigmoid_clamped"]) as extract:
-        expected = extract(image, torch.tensor([1]))["gradcam", "sigmoid_clamped"][0]
+        expected = extract(image, torch.tensor([1]))[Variant("gradcam", "sigmoid", clamped=True)][0]
     np.testing.assert_allclose(np.load(shapes / "out/gradcam_sigmoid_clamped/0.npy"), expected, rtol=1e-4, atol=1e-6)
 
 
@@ -262,11 +262,15 @@ def test_classes_by_name():
 
 def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
     heads = ["softmax", "softmax_clamped", "sigmoid_clamped"]
-    wanted = rows(["gradcam", "layercam"], heads)
+    wanted = variants(["gradcam", "layercam"], heads)
     maps = {row: np.random.rand(7, 7).astype(np.float32) for row in wanted}
     columns = figures._columns(maps, heads)
-    assert [cell and cell[0].head for cell in columns["gradcam"]] == heads
-    assert columns["layercam"] == [(("layercam", "softmax"), ""), None, (("layercam", "sigmoid"), "not clamped")]
+    assert [cell and cell[0].head_option for cell in columns["gradcam"]] == heads
+    assert columns["layercam"] == [
+        (Variant("layercam", "softmax"), ""),
+        None,
+        (Variant("layercam", "sigmoid"), "not clamped"),
+    ]
     image = np.random.randint(0, 256, (120, 200, 3), dtype=np.uint8)
     sheet = figures.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
     thumbnail = figures._thumbnail(image)

@@ -7,6 +7,7 @@ from torch import nn
 from wsol import CamExtractor, build, dualize
 from wsol.backbones import get_architecture
 from wsol.backbones.named import anatomy
+from wsol.cam import Variant
 from wsol.errors import InputError
 from wsol.layout import Layout, find_layout
 from wsol.losses import class_balanced_bce
@@ -66,7 +67,7 @@ def test_a_branch_a_training_step_and_a_map(name):
         maps = extract(images, labels)
     for raw in maps.values():
         assert raw.shape == (2, grid, grid) and torch.isfinite(raw).all()
-    assert (maps["gradcam", "softmax"] != 0).any()
+    assert (maps[Variant("gradcam", "softmax")] != 0).any()
 
 
 def test_large_feature_maps_where_timm_has_them(tmp_path):

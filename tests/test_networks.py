@@ -13,6 +13,7 @@ from torch import nn
 
 from config import UNFREEZE
 from wsol import CamExtractor, build, dualize
+from wsol.cam import Variant
 from wsol.classifier import linear_layers
 from wsol.errors import InputError
 from wsol.run import checkpoint
@@ -301,8 +302,8 @@ def test_cam_of_vit_weights_the_normalised_patch_tokens():
     with torch.no_grad():
         tokens = model.network.features.forward_features(images)[0, 1:]
     expected = (tokens @ model.softmax_head.weight[2]).view(6, 4)
-    assert torch.allclose(maps["cam", "softmax"][0], expected, atol=1e-5)
-    assert maps["gradcam", "softmax"].shape == (1, 6, 4)
+    assert torch.allclose(maps[Variant("cam", "softmax")][0], expected, atol=1e-5)
+    assert maps[Variant("gradcam", "softmax")].shape == (1, 6, 4)
 
 
 def test_gradcam_of_vit_is_pytorch_grad_cams():

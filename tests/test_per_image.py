@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from wsol.cam import Row, ScoreMaps
+from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.load import load_data
 from wsol.datasets.masks import load_masks
 from wsol.errors import InputError
@@ -16,7 +16,7 @@ from wsol.metrics.localization import PixelAveragePrecision
 from wsol.run.folder import RunFolder
 from wsol.run.report import flatten
 
-ROWS = [Row("cam", "softmax"), Row("cam", "sigmoid_clamped")]
+ROWS = [Variant("cam", "softmax"), Variant("cam", "sigmoid", clamped=True)]
 
 
 def blobs(num, seed):
@@ -108,7 +108,7 @@ def test_file_and_back(images, tmp_path):
     per_image, _ = images
     run = RunFolder(str(tmp_path), "written")
     run.open({})
-    path = per_image.write(run)
+    path = per_image.write(run.path)
     assert path.name == FILE and {p.name for p in run.path.iterdir()} == {FILE, "config.yaml", ".lock"}
     again = PerImage.load(run.path)
     assert again.intervals(50, seed=0)["rows"] == per_image.intervals(50, seed=0)["rows"]
@@ -122,7 +122,7 @@ def test_a_file_that_cannot_be_read_is_one_line(images, tmp_path):
         PerImage.load(tmp_path)
     run = RunFolder(str(tmp_path), "written")
     run.open({})
-    whole = images[0].write(run).read_bytes()
+    whole = images[0].write(run.path).read_bytes()
     pickled = io.BytesIO()
     np.savez(pickled, settings=np.array([{"schema": 1}], dtype=object))
     for content in (whole[: len(whole) // 2], b"", b"text", pickled.getvalue()):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsol.cam import Row
+from wsol.cam import Variant
 from wsol.run import figures, report
 from wsol.run.folder import RunFolder
 from wsol.run.wandb_logger import Wandb
@@ -61,7 +61,7 @@ def test_table_compares_with_the_methods_softmax_row():
     assert lines[0] == ["method", "head", "MaxBoxAccV2", "Δ", "@30", "@50", "GT-Loc", "Top-1", "Loc"]
     assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "50.0"]
     assert lines[3] == ["sigmoid,", "clamped", "71.5", "+1.5", "82.0", "61.0", "56.0", "51.0"]
-    assert lines[5] == ["eigencam", "none", "1.5", "1.0", "2.0", "3.0", "2.0"]
+    assert lines[5] == ["eigencam", "no", "head", "1.5", "1.0", "2.0", "3.0", "2.0"]
     assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
     assert "Top-1 91.7 %, Top-5 100.0 %" in report.summary(RESULTS)
 
@@ -155,7 +155,7 @@ def test_overlay_is_blue_where_low_and_red_where_high():
 
 @pytest.mark.parametrize("truth", ["boxes", "mask", "none"])
 def test_map_grid_draws_maps_and_truth(tmp_path, truth):
-    rows = [Row("cam", "softmax"), Row("cam", "sigmoid_clamped")]
+    rows = [Variant("cam", "softmax"), Variant("cam", "sigmoid", clamped=True)]
     scoremap = np.zeros((224, 224), np.float32)
     scoremap[50:150, 60:120] = 1
     mask = np.zeros((224, 224), np.uint8)

@@ -14,7 +14,7 @@ from conftest import ROOT, arguments, write_dataset
 import evaluation
 import main as program
 from config import parse_evaluation_args
-from wsol.cam import Row
+from wsol.cam import Variant
 from wsol.errors import InputError
 from wsol.evaluation import saved_maps
 from wsol.evaluation.saved_maps import find_rows, load_scoremap
@@ -144,7 +144,7 @@ def test_any_split_and_any_number_of_processes(tmp_path, form, split, monkeypatc
     found.append(evaluation.main(command(tmp_path, "--scoremap_root", str(tmp_path / "maps"), "--split", split)))
     for one in found:
         assert one["rows"] == found[0]["rows"] and one["center"] == found[0]["center"]
-    assert key_of(found[0]["rows"][0]) == ("maps", "", False) and found[0]["split"] == split
+    assert key_of(found[0]["rows"][0]) == ("maps", "none", False) and found[0]["split"] == split
     assert found[0]["rows"][0]["num_degenerate"] == 2
     assert set(found[0]["rows"][0]) >= ({"pxap"} if form == "masks" else {"maxboxacc", "maxboxacc_v1", "gt_loc", "tau"})
     assert ("pxap" in found[0]["rows"][0]) == (form == "masks") != ("gt_loc" in found[0]["rows"][0])
@@ -168,10 +168,10 @@ def test_both_names_of_a_map_and_rows_side_by_side(tmp_path):
         (tmp_path / name).touch()
     found = find_rows(tmp_path, ids)
     assert {row: [str(f.relative_to(tmp_path)) for f in files] for row, files in found.items()} == {
-        Row("other", ""): ["other/a/x.jpg.npy", "other/b/y.npy", "other/c.npy"],
-        Row("row", "softmax"): ["row_softmax/a/x.npy", "row_softmax/b/y.png.npy", "row_softmax/c.npy"],
+        Variant("other"): ["other/a/x.jpg.npy", "other/b/y.npy", "other/c.npy"],
+        Variant("row", "softmax"): ["row_softmax/a/x.npy", "row_softmax/b/y.png.npy", "row_softmax/c.npy"],
     }
-    assert list(find_rows(tmp_path / "row_softmax", ids)) == [Row("row", "softmax")]
+    assert list(find_rows(tmp_path / "row_softmax", ids)) == [Variant("row", "softmax")]
     # Ids that share a stem do not share a map.
     with pytest.raises(InputError, match="2 of 3 score maps are missing in .*row_softmax, those of a/x.jpg, a/x.png$"):
         find_rows(tmp_path / "row_softmax", ["a/x.jpg", "a/x.png", "c"])

@@ -1,10 +1,12 @@
 """Dual-CAM and its neighbours: build a network, give it a sigmoid branch, look at what it sees.
 
-from wsol import build, dualize, CamExtractor
+    from wsol import CamExtractor, build, dualize
+
+Everything is loaded when first used: `import wsol` alone imports neither torch nor timm.
 """
 
-from wsol.backbones import build
-from wsol.cam import CamExtractor
-from wsol.dual_head import dualize
+import lazy_loader
 
-__all__ = ["CamExtractor", "build", "dualize"]
+from wsol.version import __version__ as __version__
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,6 +1,7 @@
 """A classification network: its head, found; its layers; its one or two branches; what of it learns."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -101,6 +102,18 @@ def find_head(network: nn.Module) -> str:
         and sum(map(_is_linear, parent)) > 1
     )
     return parent_name if is_mlp else name
+
+
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Eval mode inside the block; afterwards every part of the module is in the mode that it was in."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class Classifier(nn.Module):
@@ -217,17 +230,14 @@ class Classifier(nn.Module):
     @torch.no_grad()
     def check_image_size(self, side: int) -> None:
         """InputError if the network does not take images of side x side, found by trying one."""
-        training = {module: module.training for module in self.modules()}
         try:
-            self.eval()(next(self.parameters()).new_zeros(1, 3, side, side))
+            with eval_mode(self):
+                self(next(self.parameters()).new_zeros(1, 3, side, side))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InputError(
                 f"--crop_size {side}: {type(self.network).__name__} does not take such images ({reason})"
             ) from None
-        finally:
-            for module, mode in training.items():
-                module.training = mode
 
     def set_trainable(self, parts: Iterable[str]) -> "Classifier":
         """Let only these of PARTS learn; freeze the others. Returns self."""

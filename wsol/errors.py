@@ -1,4 +1,6 @@
-"""The one exception for mistakes of the person at the keyboard, and what finds and words them."""
+"""The exception for mistakes of the person at the keyboard, and helpers that word its messages."""
+
+from collections.abc import Iterable
 
 
 class InputError(ValueError):
@@ -39,3 +41,9 @@ def nearest(name: str, known) -> str:
     closeness = {candidate: difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close}
     best = min(close, key=lambda candidate: (-closeness[candidate], known.index(candidate)))
     return f"; did you mean '{best}'?"
+
+
+def first_few(names: Iterable[object], most: int = 3) -> str:
+    """ "a, b, c and 4 more": the first few of many names, for a message of one line."""
+    words = [str(name) for name in names]
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from wsol.classifier import eval_mode
 from wsol.errors import InputError
 
 MOST_PREFIX_TOKENS = 8
@@ -90,8 +91,6 @@ def find_layers(network: nn.Module, head: str, images: Tensor) -> tuple[str, str
             ):
                 seen.append((name, output, layout))
 
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     handles = [
         module.register_forward_hook(lambda module, _inputs, output, name=name: note(name, module, output))
         for name, module in network.named_modules()
@@ -101,7 +100,7 @@ def find_layers(network: nn.Module, head: str, images: Tensor) -> tuple[str, str
         network.get_submodule(head).register_forward_pre_hook(lambda _head, inputs: reached.append(inputs[0]))
     )
     try:
-        with torch.enable_grad():
+        with eval_mode(network), torch.enable_grad():
             network(images)
             if not seen or not reached:
                 raise InputError(
@@ -127,8 +126,6 @@ def find_layers(network: nn.Module, head: str, images: Tensor) -> tuple[str, str
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
     return target, pooled
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from wsol.classifier import Classifier, Output
+from wsol.classifier import Classifier, Output, eval_mode
 from wsol.device import to_device
 from wsol.errors import InputError
 from wsol.log import progress
@@ -108,20 +108,17 @@ def cache_features(model: Classifier, loader: DataLoader, device: torch.device) 
     None where the logits are not simply the head's output (something follows the
     head), or the features would take more than FEATURE_CACHE_BYTES of memory.
     """
-    was_training = model.training
-    model.eval()
     features, labels = [], []
-    for images, batch_labels, _ in progress(loader, "features"):
-        images = to_device(images, device)
-        batch = model.head_input(images)
-        if not features:
-            size = batch[0].numel() * batch.element_size() * len(loader.dataset)
-            if size > FEATURE_CACHE_BYTES or not torch.equal(model.classify(batch).logits, model(images).logits):
-                model.train(was_training)
-                return None
-        features.append(batch.cpu())
-        labels.append(batch_labels)
-    model.train(was_training)
+    with eval_mode(model):
+        for images, batch_labels, _ in progress(loader, "features"):
+            images = to_device(images, device)
+            batch = model.head_input(images)
+            if not features:
+                size = batch[0].numel() * batch.element_size() * len(loader.dataset)
+                if size > FEATURE_CACHE_BYTES or not torch.equal(model.classify(batch).logits, model(images).logits):
+                    return None
+            features.append(batch.cpu())
+            labels.append(batch_labels)
     return TensorDataset(torch.cat(features), torch.cat(labels), torch.arange(len(loader.dataset)))
 
 

@@ -3,22 +3,19 @@
 import torch
 from torch import Tensor
 
-from wsol.cam.base import HeadView, register
+from wsol.cam.forward_pass import HeadView
 
 
-@register("cam", weights=True, pooled=True, rectify=False, interpolation="bicubic")
 def cam(view: HeadView) -> Tensor:
     """w_c = W[k, c] (Zhou et al., CVPR 2016, eq. 2); resized as wsolevaluation does, cubic and unrectified."""
     return view.class_weights
 
 
-@register("eigencam", weights=False, headless=True)
 def eigencam(view: HeadView) -> Tensor:
     """First principal component of A (Muhammad & Yeasin, IJCNN 2020), see principal_component."""
     return principal_component(view.activations)
 
 
-@register("kpcacam", weights=False, headless=True)
 def kpcacam(view: HeadView) -> Tensor:
     """First kernel principal component of A, kernel tanh(x.y / C + 1) (Karmani et al., 2024, sigmoid kernel)."""
     pixels = _centred_pixels(view.activations)  # (B, P, C)
@@ -32,7 +29,6 @@ def kpcacam(view: HeadView) -> Tensor:
     return _as_map(_leading(kernel), view.activations)
 
 
-@register("fem", weights=True, headless=True)
 def fem(view: HeadView) -> Tensor:
     """w_c = share of the places where A_c is above its mean + 2 sigma (Fuad et al., IPTA 2020)."""
     a = view.activations

@@ -1,19 +1,19 @@
 """CamExtractor: one forward pass for all methods and both heads."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wsol.cam.base import CAM_METHODS, NO_HEAD, HeadView, Pass, Row, get_method, rows
 from wsol.cam.cost import Meter
-from wsol.classifier import Classifier, Output, find_head
-from wsol.errors import InputError
+from wsol.cam.forward_pass import ForwardPass, HeadView
+from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options, get_method
+from wsol.cam.variant import NO_HEAD, Variant, variants
+from wsol.classifier import Classifier, Output, eval_mode, find_head
+from wsol.errors import InputError, nearest
 from wsol.layout import find_layers, find_layout
-
-PERTURB_BATCH = 64
 
 
 class CamExtractor:
@@ -28,11 +28,11 @@ class CamExtractor:
         target_layer: the module whose output is A, (B, C, h, w), (B, h, w, C) or tokens (B, P + N, C), see
             wsol/layout.py; None: a Classifier knows its own, and the layer that its head pools, which `cam` reads; of
             another network the last layers with places are found when the first images come.
-        heads: of HEADS. Given, the keys of the maps are `(method, head)`;
+        heads: of HEADS. Given, the keys of the maps are Variants such as Variant("gradcam", "sigmoid", clamped=True);
             None: the softmax head, unclamped, and the keys are the methods' names.
-        perturb_batch: changed inputs that go through the network at a time (scorecam, ablationcam; images of fullgrad).
-        alpha: strength of finercam's comparison with the nearest classes.
-        meter: adds up what the forward pass and each method cost. On CUDA it waits for each, so it is not for free.
+        perturb_batch: perturbed inputs in one forward pass (scorecam, ablationcam; images of fullgrad).
+        meter: adds up what the forward pass and each method cost. On CUDA it waits for each, which takes time.
+        options: hyperparameters of methods (`Option` in wsol/cam/registry.py), such as alpha=0.6 for finercam.
 
     The trunk runs once a batch and without autograd; recording starts at the
     target layer, so gradients are those of the few layers behind it. (fullgrad
@@ -51,20 +51,24 @@ class CamExtractor:
         heads: Sequence[str] | None = None,
         *,
         perturb_batch: int = PERTURB_BATCH,
-        alpha: float = 0.6,
         meter: Meter | None = None,
+        **options: float,
     ):
         if perturb_batch < 1:
             raise InputError(f"perturb_batch must be at least 1, got {perturb_batch}")
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
         self.methods = [methods] if isinstance(methods, str) else list(methods)
-        self.keys = {row: row if heads is not None else row.method for row in rows(self.methods, heads or ["softmax"])}
-        missing = {row.branch for row in self.keys} - {*self.model.heads(), NO_HEAD}
+        for name in options:
+            if name not in cam_options():
+                raise InputError(f"no CAM method has an option '{name}'{nearest(name, cam_options())}")
+        made = variants(self.methods, heads or ["softmax"])
+        self.keys = {variant: variant if heads is not None else variant.method for variant in made}
+        missing = {variant.head for variant in made} - {*self.model.heads(), NO_HEAD}
         if missing:
             raise InputError(
                 f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one"
             )
-        self.perturb_batch, self.alpha = perturb_batch, alpha
+        self.perturb_batch, self.options = perturb_batch, options
         self.output: Output | None = None
         self._meter = meter
         self._layers: dict[str, nn.Module] = {}  # each method's, once known
@@ -76,8 +80,8 @@ class CamExtractor:
         self._inside = False
 
     def __enter__(self) -> "CamExtractor":
-        self._modes = {module: module.training for module in self.model.modules()}
-        self.model.eval()
+        self._modes = ExitStack()
+        self._modes.enter_context(eval_mode(self.model))
         self._inside = True
         self._hook()
         return self
@@ -86,10 +90,9 @@ class CamExtractor:
         for handle in self._handles:
             handle.remove()
         self._handles, self._recorded, self._inside = [], None, False
-        for module, training in self._modes.items():
-            module.training = training
+        self._modes.close()
 
-    def __call__(self, images: Tensor, class_ids: Tensor | None = None) -> dict[Row | str, Tensor]:
+    def __call__(self, images: Tensor, class_ids: Tensor | None = None) -> dict[Variant | str, Tensor]:
         """images (B, 3, H, W), normalised, and the classes (B,) to explain (None: the
         softmax head's prediction) → raw maps (B, h, w) on the images' device, by row."""
         if not self._inside:
@@ -160,7 +163,7 @@ class CamExtractor:
                     f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations, nor "
                     f"tokens on a grid: {tuple(recorded[layer].shape)}"
                 )
-            shared = Pass(
+            shared = ForwardPass(
                 self.model,
                 images,
                 layer,
@@ -169,7 +172,7 @@ class CamExtractor:
                 output,
                 class_ids,
                 perturb_batch=self.perturb_batch,
-                alpha=self.alpha,
+                options=self.options,
             )
             for head, module in self.model.heads().items():
                 views[layer, head] = HeadView(shared, head, module)
@@ -190,17 +193,17 @@ class CamExtractor:
             )
         return class_ids
 
-    def _maps(self, views: dict[tuple[nn.Module, str], HeadView]) -> dict[Row | str, Tensor]:
+    def _maps(self, views: dict[tuple[nn.Module, str], HeadView]) -> dict[Variant | str, Tensor]:
         formulas: dict[tuple[str, str], Tensor] = {}  # a head's clamped and plain row share the formula
         maps = {}
-        for row, key in self.keys.items():
-            method, view = get_method(row.method), views[self._layers[row.method], row.branch]
-            with self._measured(row.method, view.activations.device):
-                if (row.method, row.branch) not in formulas:
-                    formulas[row.method, row.branch] = method.formula(view).detach()
-                result = formulas[row.method, row.branch]
+        for variant, key in self.keys.items():
+            method, view = get_method(variant.method), views[self._layers[variant.method], variant.head]
+            with self._measured(variant.method, view.activations.device):
+                if (variant.method, variant.head) not in formulas:
+                    formulas[variant.method, variant.head] = method(view).detach()
+                result = formulas[variant.method, variant.head]
                 if method.weights:
-                    weights = result.clamp(min=0) if row.clamped else result
+                    weights = result.clamp(min=0) if variant.clamped else result
                     result = torch.einsum("bc,bchw->bhw", weights, view.activations)
                 maps[key] = result
         return maps

@@ -4,13 +4,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsol.cam.base import HeadView, Pass, by_head, register
+from wsol.cam.forward_pass import ForwardPass, HeadView, by_head
 from wsol.layout import find_layout
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-@register("fullgrad", weights=False)
 def fullgrad(view: HeadView) -> Tensor:
     """psi(x g_x) + sum over layers and channels of psi(b_c g_c) (Srinivas & Fleuret, NeurIPS 2019, eq. 5).
 
@@ -23,7 +22,7 @@ def fullgrad(view: HeadView) -> Tensor:
     return view.shared.once(full_gradients)[view.head]
 
 
-def full_gradients(shared: Pass) -> dict[str, Tensor]:
+def full_gradients(shared: ForwardPass) -> dict[str, Tensor]:
     """The maps (B, H, W) of each head. It runs and differentiates the whole network, `perturb_batch` images at a time."""
     parts = [
         _of_images(shared, *pair)
@@ -34,7 +33,7 @@ def full_gradients(shared: Pass) -> dict[str, Tensor]:
     return {head: torch.cat([part[head] for part in parts]) for head in parts[0]}
 
 
-def _of_images(shared: Pass, images: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
+def _of_images(shared: ForwardPass, images: Tensor, class_ids: Tensor) -> dict[str, Tensor]:
     images = images.detach().clone().requires_grad_()
     biases: list[Tensor] = []
     outputs: list[Tensor] = []

@@ -4,18 +4,16 @@ import torch
 from torch import Tensor
 
 from wsol.cam.activation import principal_component
-from wsol.cam.base import HeadView, register
+from wsol.cam.forward_pass import HeadView
 
 NEAREST = 3  # classes that finercam compares with
 
 
-@register("gradcam", weights=True)
 def gradcam(view: HeadView) -> Tensor:
     """w_c = mean_ij g (Selvaraju et al., ICCV 2017, eq. 1)."""
     return view.gradients.mean(dim=(2, 3))
 
 
-@register("gradcam++", weights=True)
 def gradcam_plus_plus(view: HeadView) -> Tensor:
     """w_c = sum_ij alpha relu(g), alpha = g^2 / (2 g^2 + g^3 sum_ij A) (Chattopadhay et al., WACV 2018, eq. 19).
 
@@ -28,44 +26,37 @@ def gradcam_plus_plus(view: HeadView) -> Tensor:
     return (alpha * g.relu()).sum(dim=(2, 3))
 
 
-@register("xgradcam", weights=True)
 def xgradcam(view: HeadView) -> Tensor:
     """w_c = sum_ij g A / sum_ij A (Fu et al., BMVC 2020, eq. 8), 1e-7 in the denominator."""
     a = view.activations
     return (view.gradients * a).sum(dim=(2, 3)) / (a.sum(dim=(2, 3)) + 1e-7)
 
 
-@register("layercam", weights=False)
 def layercam(view: HeadView) -> Tensor:
     """sum_c relu(g) A: a weight for each place, not each channel (Jiang et al., TIP 2021, eq. 5)."""
     return (view.gradients.relu() * view.activations).sum(dim=1)
 
 
-@register("hirescam", weights=False)
 def hirescam(view: HeadView) -> Tensor:
     """sum_c g A (Draelos & Carin, 2020, eq. 4)."""
     return (view.gradients * view.activations).sum(dim=1)
 
 
-@register("gradcamelementwise", weights=False)
 def gradcam_elementwise(view: HeadView) -> Tensor:
     """sum_c relu(g A): HiResCAM without what speaks against the class (grad-cam's GradCAMElementWise)."""
     return (view.gradients * view.activations).relu().sum(dim=1)
 
 
-@register("eigengradcam", weights=False)
 def eigengradcam(view: HeadView) -> Tensor:
     """First principal component of g A (grad-cam's EigenGradCAM), signed to rise with HiResCAM's map."""
     return principal_component(view.gradients * view.activations)
 
 
-@register("shapleycam", weights=True, second_order=True)
 def shapleycam(view: HeadView) -> Tensor:
     """w_c = mean_ij (g - H A / 2) (Cai, 2025, arXiv 2501.06261); gradcam where the score is linear in A."""
     return (view.gradients - 0.5 * view.hessian_product()).mean(dim=(2, 3))
 
 
-@register("finercam", weights=True)
 def finercam(view: HeadView) -> Tensor:
     """gradcam of s_k - alpha m, m the mean of the nearest classes' scores, weighted by their probabilities.
 
@@ -81,4 +72,4 @@ def finercam(view: HeadView) -> Tensor:
         return view.gradients.mean(dim=(2, 3))
     near = view.logits.gather(1, distance.argsort(dim=1)[:, :count])
     mean = (near.softmax(dim=1) * near).sum(dim=1)
-    return view.gradients_of(view.scores - view.shared.alpha * mean).mean(dim=(2, 3))
+    return view.gradients_of(view.scores - view.options["alpha"] * mean).mean(dim=(2, 3))

@@ -7,11 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsol.cam.base import HeadView, Pass, by_head, register
+from wsol.cam.forward_pass import ForwardPass, HeadView, by_head
 from wsol.cam.replay import Replay
 
 
-@register("scorecam", weights=True)
 def scorecam(view: HeadView) -> Tensor:
     """w = softmax over channels of the score s_k of the image seen through A_c alone (Wang et al., CVPRW 2020, eq. 4, 6).
 
@@ -22,7 +21,7 @@ def scorecam(view: HeadView) -> Tensor:
     return view.shared.once(masked_scores)[view.head].softmax(dim=1)
 
 
-def masked_scores(shared: Pass) -> dict[str, Tensor]:
+def masked_scores(shared: ForwardPass) -> dict[str, Tensor]:
     """Scores of each image under each channel's mask: (B, C) a head."""
     batch, channels = shared.activations.shape[:2]
     maps = shared.activations.flatten(0, 1)[:, None]  # (B C, 1, h, w)
@@ -50,11 +49,10 @@ def _chunks(chosen: Tensor, size: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def _forward(shared: Pass, images: Tensor) -> dict[str, Tensor]:
+def _forward(shared: ForwardPass, images: Tensor) -> dict[str, Tensor]:
     return by_head(shared.model(images))
 
 
-@register("ablationcam", weights=True)
 def ablationcam(view: HeadView) -> Tensor:
     """w_c = (s - s without channel c) / s, s = s_k (Desai & Ramaswamy, WACV 2020, eq. 2).
 
@@ -64,7 +62,7 @@ def ablationcam(view: HeadView) -> Tensor:
     return ((scores - view.shared.once(ablated_scores)[view.head]) / scores).to(view.activations.dtype)
 
 
-def ablated_scores(shared: Pass) -> dict[str, Tensor]:
+def ablated_scores(shared: ForwardPass) -> dict[str, Tensor]:
     """Scores without each channel: (B, C) a head. Only what follows the layer runs."""
     leaf, dim = shared.leaf.detach(), shared.layout.channel_dim
     channels = leaf.shape[dim]

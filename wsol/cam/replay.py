@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from wsol.cam.base import Pass
+from wsol.cam.forward_pass import ForwardPass
 from wsol.classifier import Output
 from wsol.errors import InputError
 
@@ -31,7 +31,7 @@ class Replay:
         InputError: even then the logits are not those of the pass.
     """
 
-    def __init__(self, shared: Pass):
+    def __init__(self, shared: ForwardPass):
         self.shared = shared
         self._before: dict[nn.Module, list] = {}
         self._skips = True

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from tabulate import tabulate
 
+from wsol.cam import Variant
 from wsol.errors import InputError
 from wsol.evaluation.per_image import PerImage
 from wsol.log import progress
 from wsol.metrics.bootstrap import draw, interval, right_replicates
-from wsol.run.report import flatten, row_id
+from wsol.run.report import flatten
 
 CLASSIFICATION = "classification"  # the softmax head's accuracy, beside the rows of the table
 # Settings that change what a number means, not how good a run is.
@@ -145,7 +146,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
         for row in results["rows"]:
-            row_id(row)
+            str(Variant.from_record(row))
         return results | {"config": dict(results["config"])}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; evaluate the run with --eval_only") from None
@@ -192,7 +193,11 @@ def _measure(folder: Path, results: dict, images: PerImage, weights: np.ndarray)
     values = {(CLASSIFICATION, key): value for key, value in results.get("classification", {}).items()}
     for row in results["rows"]:
         metrics = flatten({key: value for key, value in row.items() if key not in _NO_METRICS})
-        values |= {(row_id(row), key): value for key, value in metrics.items() if isinstance(value, (int, float))}
+        values |= {
+            (str(Variant.from_record(row)), key): value
+            for key, value in metrics.items()
+            if isinstance(value, (int, float))
+        }
     for key, replicates in known.items():
         if key not in values or not np.isclose(replicates[0], values[key], rtol=0, atol=1e-6):
             raise InputError(

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsol.cam import Row, to_scoremaps
+from wsol.cam import Variant, to_scoremaps
 from wsol.classifier import Output
 from wsol.datasets.masks import load_masks
 from wsol.datasets.reader import SplitMetadata
@@ -35,7 +35,7 @@ class FidelityEvaluation:
     def __init__(
         self,
         metadata: SplitMetadata,
-        rows: Sequence[Row],
+        rows: Sequence[Variant],
         measures: Sequence[str],
         heads: Sequence[str],
         *,
@@ -47,7 +47,7 @@ class FidelityEvaluation:
         self.seconds = 0.0
 
     def update(
-        self, model: nn.Module, images: Tensor, raw: dict[Row, Tensor], output: Output, indices: np.ndarray
+        self, model: nn.Module, images: Tensor, raw: dict[Variant, Tensor], output: Output, indices: np.ndarray
     ) -> None:
         """Add a batch: images on the model's device, the raw maps of the predicted class, the network's output."""
         start = time.perf_counter()

@@ -24,11 +24,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from wsol.errors import InputError
+from wsol.files import write_file
 from wsol.log import progress
 from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates, right_replicates
 from wsol.metrics.localization import OF_GT_BOXES, average_precision
 from wsol.metrics.records import BoxOutcomes
-from wsol.run.folder import RunFolder
 
 FILE = "per_image.npz"
 _SCHEMA = 1
@@ -128,8 +128,8 @@ class PerImage:
         with np.errstate(invalid="ignore"):
             return 100 * np.bincount(self.labels, weights=right, minlength=len(counts)) / counts
 
-    def write(self, run: RunFolder) -> Path:
-        """`per_image.npz` in the run folder, whole or not at all."""
+    def write(self, folder: Path) -> Path:
+        """Write `per_image.npz` into a run folder, whole or not at all."""
         arrays = {
             "image_ids": np.array(self.image_ids),
             "labels": self.labels,
@@ -152,7 +152,7 @@ class PerImage:
         }
         content = io.BytesIO()
         np.savez_compressed(content, settings=np.array(json.dumps(settings)), **arrays)
-        return run.write(FILE, content.getvalue())
+        return write_file(folder / FILE, content.getvalue())
 
     @classmethod
     def load(cls, folder: Path) -> PerImage:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from wsol.cam import HEADS, NO_HEAD, Row, ScoreMaps
+from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.files import missing_files
 from wsol.datasets.load import check_masks
 from wsol.datasets.reader import SplitMetadata, read_split
@@ -44,7 +44,7 @@ def scoremap_names(image_ids: Sequence[str]) -> list[str]:
     return [f"{stem}.npy" for stem in file_stems(image_ids)]
 
 
-def find_rows(root: Path, image_ids: Sequence[str]) -> dict[Row, list[Path]]:
+def find_rows(root: Path, image_ids: Sequence[str]) -> dict[Variant, list[Path]]:
     """The rows below a folder, each with its images' map files in order: the folder is a row, or its subfolders are.
 
     Raises:
@@ -56,7 +56,7 @@ def find_rows(root: Path, image_ids: Sequence[str]) -> dict[Row, list[Path]]:
     for folders in ([root], inner):
         found = {folder: _find_maps(folder, image_ids) for folder in folders}
         rows = {
-            _row_of(folder.absolute().name): _complete(folder, image_ids, files)
+            Variant.parse(folder.absolute().name): _complete(folder, image_ids, files)
             for folder, files in found.items()
             if any(files)
         }
@@ -121,14 +121,6 @@ def _complete(folder: Path, image_ids: Sequence[str], files: Sequence[Path | Non
     return list(files)
 
 
-def _row_of(name: str) -> Row:
-    """ "cam_softmax_clamped" → Row("cam", "softmax_clamped"); a name without a head is a method's own."""
-    for head in sorted((*HEADS, NO_HEAD), key=len, reverse=True):
-        if name.endswith(f"_{head}"):
-            return Row(name.removesuffix(f"_{head}"), head)
-    return Row(name, "")
-
-
 _CHUNK = 32  # saved maps of a row that a process reads and measures at a time
 
 
@@ -152,7 +144,7 @@ def read_evaluated_split(metadata_root: str, dataset_name: str, split: str, mask
 class SavedMaps(Dataset):
     """Chunks of a split's saved maps, each read and measured: item i is an Evaluation of its images alone."""
 
-    def __init__(self, metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], settings: Mapping):
+    def __init__(self, metadata: SplitMetadata, files: Mapping[Variant, Sequence[Path]], settings: Mapping):
         self.metadata, self.files, self.settings = metadata, files, settings
 
     def __len__(self) -> int:
@@ -177,7 +169,7 @@ class SavedMaps(Dataset):
 
 
 def evaluate_saved(
-    metadata: SplitMetadata, files: Mapping[Row, Sequence[Path]], *, workers: int = 4, **settings
+    metadata: SplitMetadata, files: Mapping[Variant, Sequence[Path]], *, workers: int = 4, **settings
 ) -> Evaluation:
     """Measure the saved maps of a split, in `workers` processes (0: in this one).
 

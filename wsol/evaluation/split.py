@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wsol.cam import Row, ScoreMaps
+from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.masks import load_masks
 from wsol.datasets.reader import SplitMetadata
 from wsol.evaluation.fidelity import FidelityEvaluation
@@ -130,7 +130,7 @@ class Evaluation:
     def __init__(
         self,
         metadata: SplitMetadata,
-        rows: Sequence[Row],
+        rows: Sequence[Variant],
         *,
         interval: float = 0.001,
         iou_thresholds: Sequence[int] = (30, 50, 70),
@@ -155,7 +155,7 @@ class Evaluation:
         self.center = Localization(metadata, **settings) if center else None
         self.fidelity = fidelity
         self.keep = set(keep)
-        self.examples: dict[int, dict[Row, np.ndarray]] = {}
+        self.examples: dict[int, dict[Variant, np.ndarray]] = {}
         self.hits: dict[str, int] = {}
         self.record = record
         self.images: dict[str, list[np.ndarray]] = {}  # of each batch: indices, labels, predictions, top1, top5
@@ -206,9 +206,7 @@ class Evaluation:
         normalized = {} if self.normalization is None else {"normalization": self.normalization}
         rows = [
             {
-                "method": row.method,
-                "head": row.branch,
-                "clamped": row.clamped,
+                **row.record,
                 **normalized,
                 "num_degenerate": measured.num_degenerate,
                 **measured.compute(val.rows[row] if val else None),

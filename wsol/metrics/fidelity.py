@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsol.classifier import Output
+from wsol.classifier import Output, eval_mode
 from wsol.metrics.imputation import linear_imputation
 from wsol.metrics.localization import _CountingMetric
 
@@ -128,14 +128,8 @@ class Probe:
 @contextmanager
 def _reading(model: nn.Module, device_type: str) -> Iterator[None]:
     """Eval mode, fp32 and no autograd; afterwards every module is in the mode that it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):
-            yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    with eval_mode(model), torch.no_grad(), torch.autocast(device_type, enabled=False):
+        yield
 
 
 def _both(output: Output | Tensor) -> Output:

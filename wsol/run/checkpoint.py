@@ -7,7 +7,6 @@ beside them what rebuilds the model: `model_structure`, `classifier_form`,
 resuming: `stage`, `best`.
 """
 
-import os
 import pickle
 import re
 import warnings
@@ -20,6 +19,7 @@ from torch.nn import Parameter
 
 from wsol.classifier import Classifier
 from wsol.errors import InputError
+from wsol.files import replacing
 
 SUFFIX = "_checkpoint.pth.tar"
 _SIGMOID_NAMES = {"fc": "fc2", "conv": "conv2", "head": "head2"}
@@ -129,16 +129,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     Raises:
         InputError: the file cannot be written (disk full, no permission); the old one is kept.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with replacing(path, sync=True) as temporary:
         torch.save(content, temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # on disk before it takes the old one's place
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as a RuntimeError
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"cannot write {path}: {error}; the checkpoint before it is kept") from error
 
 
 def read(path: Path) -> Any:

@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image, ImageDraw, ImageFont  # noqa: E402
 
-from wsol.cam.base import NO_HEAD, Row, rows  # noqa: E402
+from wsol.cam import NO_HEAD, Variant, variants  # noqa: E402
 from wsol.metrics.boxes import box_at  # noqa: E402
 
 TRUTH, FOUND = "#39ff6a", "#ff3860"
@@ -39,7 +39,7 @@ class Example:
 
     image: np.ndarray
     title: str
-    maps: dict[Row, np.ndarray]
+    maps: dict[Variant, np.ndarray]
     boxes: np.ndarray | None = None
     mask: np.ndarray | None = None
 
@@ -59,7 +59,7 @@ def overlay(image: np.ndarray, scoremap: np.ndarray) -> np.ndarray:
     return (strength * colours + (1 - strength) * image).astype(np.uint8)
 
 
-def map_grid(path: Path, method: str, examples: Sequence[Example], taus: dict[Row, float]) -> Path:
+def map_grid(path: Path, method: str, examples: Sequence[Example], taus: dict[Variant, float]) -> Path:
     """One line an image: the image with its ground truth, then the method's map of each head with its box.
 
     Args:
@@ -81,7 +81,7 @@ def map_grid(path: Path, method: str, examples: Sequence[Example], taus: dict[Ro
             _draw_truth(axis, example)
             _draw_box(axis, _to_pixels(box_at(example.maps[row], taus[row]), example), FOUND)
     for axis, row in zip(axes[0, 1:], rows, strict=True):
-        axis.set_title(f"{row.label}\nbox at {taus[row]:.2f}", fontsize=9)
+        axis.set_title(f"{row.head_label}\nbox at {taus[row]:.2f}", fontsize=9)
     figure.suptitle(f"{method}: ground truth green, box of the map red", fontsize=10)
     return _save(figure, path)
 
@@ -126,9 +126,9 @@ def contact_sheet(
     image: np.ndarray,
     heading: str,
     classes: Sequence[tuple[str, float]],
-    maps: Mapping[Row, np.ndarray],
+    maps: Mapping[Variant, np.ndarray],
     heads: Sequence[str],
-    silent: Sequence[Row] = (),
+    silent: Sequence[Variant] = (),
 ) -> np.ndarray:
     """A picture with its likeliest classes, and beside it a map for each method (columns) and head (lines).
 
@@ -181,14 +181,14 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _columns(maps: Mapping[Row, np.ndarray], heads: Sequence[str]) -> dict[str, list[tuple[Row, str] | None]]:
+def _columns(maps: Mapping[Variant, np.ndarray], heads: Sequence[str]) -> dict[str, list[tuple[Variant, str] | None]]:
     """method → for each head the row to show and a remark; None where it would be one that is shown above."""
     columns: dict[str, list] = {}
     for method in dict.fromkeys(row.method for row in maps):
         shown, cells = set(), []
         for head in heads:
-            row = rows([method], [head])[0]
-            remark = "sees no head" if row.head == NO_HEAD else "not clamped" if row.head != head else ""
+            row = variants([method], [head])[0]
+            remark = "sees no head" if row.head == NO_HEAD else "not clamped" if row.head_option != head else ""
             cells.append(None if row in shown else (row, remark))
             shown.add(row)
         columns[method] = cells
@@ -264,7 +264,7 @@ def _remark(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int], t
 # --------------------------------------------------------------------------- curves
 
 
-def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
+def box_accuracy_curves(path: Path, curves: dict[Variant, dict]) -> Path:
     """Box accuracy (mean over its IoU thresholds, multi-contour) over the score map threshold.
 
     A panel a method, a line a head. curves: row → what BoxAccuracy.curve() gives.
@@ -289,14 +289,14 @@ def box_accuracy_curves(path: Path, curves: dict[Row, dict]) -> Path:
     for axis, method in zip(axes.flat, methods, strict=False):
         for row, curve in curves.items():
             if row.method == method:
-                colour, style = _STYLES[row.head]
+                colour, style = _STYLES[row.head_option]
                 axis.plot(
                     curve["tau"],
                     np.mean(list(curve["maxboxacc"].values()), axis=0),
                     style,
                     color=colour,
                     linewidth=1.4,
-                    label=row.label,
+                    label=row.head_label,
                 )
         axis.set_title(method, fontsize=10)
         axis.grid(alpha=0.3)

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from wsol.errors import InputError
+from wsol.files import write_file
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
@@ -147,11 +148,7 @@ class RunFolder:
 
     def write(self, name: str, content: str | bytes) -> Path:
         """Write a file whole or not at all; text as UTF-8."""
-        path = self.path / name
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        temporary.replace(path)
-        return path
+        return write_file(self.path / name, content)
 
     def append_metrics(self, **line) -> None:
         """Add a line to metrics.jsonl."""

@@ -13,6 +13,7 @@ import torch
 import torchvision
 from tabulate import tabulate
 
+from wsol.cam import Variant
 from wsol.log import log
 from wsol.run.folder import RunFolder
 
@@ -47,14 +48,14 @@ def table(results: dict[str, Any]) -> str:
         headings += [f"@{iou}" for iou in iou_keys] if key == "maxboxacc_v2" else []
     baselines = {row["method"]: row for row in results["rows"] if row["head"] == "softmax" and not row["clamped"]}
     lines, previous = [], None
-    for row in [*results["rows"], {"method": "centre Gaussian", "head": "", "clamped": False, **results["center"]}]:
+    for row in [*results["rows"], {"method": "centre Gaussian", **results["center"]}]:
         if previous is not None and row["method"] != previous:
             lines.append([""] * len(headings))
         name = "" if row["method"] == previous else row["method"]
         lines.append(
             [
                 name,
-                row["head"] + (", clamped" if row["clamped"] else ""),
+                Variant.from_record(row).head_label if "head" in row else "",
                 *_cells(row, baselines.get(row["method"]), shown, iou_keys, with_interval),
             ]
         )
@@ -83,7 +84,7 @@ def fidelity_table(results: dict[str, Any]) -> str:
         pointing = {key: value for key, value in row["fidelity"].items() if key not in read}  # on a row's first line
         names = [
             "" if row["method"] == previous else row["method"],
-            row["head"] + (", clamped" if row["clamped"] else ""),
+            Variant.from_record(row).head_label,
         ]
         for head, figures in read.items():
             lines.append((*names, head, figures | pointing))
@@ -157,14 +158,12 @@ def summary(results: dict[str, Any]) -> str:
     )
 
 
-def row_name(row: dict) -> str:
-    """ "cam sigmoid, clamped"."""
-    return f"{row['method']} {row['head']}".strip() + (", clamped" if row["clamped"] else "")
-
-
 def threshold_table(results: dict[str, Any]) -> str:
     """A line a row, every localization metric with the threshold that it was read at."""
-    named = [*((row_name(row), row) for row in results["rows"]), ("centre Gaussian", results["center"])]
+    named = [
+        *((Variant.from_record(row).label, row) for row in results["rows"]),
+        ("centre Gaussian", results["center"]),
+    ]
     headings = {
         "maxboxacc_v2": "MaxBoxAccV2",
         "maxboxacc_v1": "MaxBoxAcc",
@@ -228,11 +227,6 @@ def write_csv(run: RunFolder, name: str, lines: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(lines)
     run.write(name, text.getvalue())
-
-
-def row_id(row: dict[str, Any]) -> str:
-    """The name of a row of results.json, `<method>_<head>[_clamped]`, as its maps' folder has it."""
-    return f"{row['method']}_{row['head']}" + ("_clamped" if row["clamped"] else "")
 
 
 def flatten(row: dict, prefix: str = "") -> dict[str, Any]:

@@ -5,9 +5,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from wsol.cam import Variant
 from wsol.log import log
 from wsol.run.folder import RunFolder
-from wsol.run.report import flatten, row_id
+from wsol.run.report import flatten
 
 
 class Wandb:
@@ -65,7 +66,11 @@ class Wandb:
         )
         for row in results["rows"]:
             self._run.summary.update(
-                {f"{row_id(row)}/{key}": value for key, value in flatten(row).items() if isinstance(value, float)}
+                {
+                    f"{str(Variant.from_record(row))}/{key}": value
+                    for key, value in flatten(row).items()
+                    if isinstance(value, float)
+                }
             )
 
     def close(self) -> None:

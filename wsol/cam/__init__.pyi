@@ -1,0 +1,16 @@
+from .cost import Meter as Meter
+from .extractor import CamExtractor as CamExtractor
+from .normalization import NORMALIZATIONS as NORMALIZATIONS
+from .registry import CAM_METHODS as CAM_METHODS
+from .registry import PERTURB_BATCH as PERTURB_BATCH
+from .registry import CamMethod as CamMethod
+from .registry import Option as Option
+from .registry import cam_options as cam_options
+from .registry import get_method as get_method
+from .registry import register as register
+from .scoremap import ScoreMaps as ScoreMaps
+from .scoremap import to_scoremaps as to_scoremaps
+from .variant import HEADS as HEADS
+from .variant import NO_HEAD as NO_HEAD
+from .variant import Variant as Variant
+from .variant import variants as variants

@@ -1,0 +1,112 @@
+"""What a method's formula may look at: one forward pass of a batch (`ForwardPass`), as each head sees it (`HeadView`)."""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from wsol.cam.registry import PERTURB_BATCH, cam_options
+from wsol.classifier import Classifier, Output
+from wsol.errors import InputError
+from wsol.layout import Layout
+
+
+class ForwardPass:
+    """One forward pass of a batch, as far as one layer is concerned: what both heads' views share.
+
+    Attributes:
+        model: the network; images: (B, 3, H, W), as it got them.
+        layer: the module that A comes from; leaf: its output, in its own layout, from which autograd records.
+        layout: where the places and channels of `leaf` are, see wsol/layout.py.
+        activations: (B, C, h, w), A.
+        logits: {"softmax": (B, K), "sigmoid": (B, K)}, of the heads that there are, depending on `leaf`.
+        class_ids: (B,), the class k each map explains.
+        perturb_batch: perturbed inputs in one forward pass.
+        options: hyperparameters of the methods, see wsol/cam/registry.py; those not given have their defaults.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        images: Tensor,
+        layer: nn.Module,
+        leaf: Tensor,
+        layout: Layout,
+        output: Output,
+        class_ids: Tensor,
+        *,
+        perturb_batch: int = PERTURB_BATCH,
+        options: Mapping[str, float] | None = None,
+    ):
+        self.model, self.images, self.layer, self.leaf, self.layout = model, images, layer, leaf, layout
+        self.logits, self.class_ids = by_head(output), class_ids
+        self.perturb_batch = perturb_batch
+        self.options = {name: option.default for name, option in cam_options().items()} | dict(options or {})
+        self.activations = self.to_maps(leaf.detach())
+        self._computed: dict[Callable, dict[str, Tensor]] = {}
+
+    def to_maps(self, tensor: Tensor) -> Tensor:
+        """A tensor in the layer's layout → (B, C, h, w), float32 at least."""
+        maps = self.layout.to_maps(tensor)
+        return maps if maps.dtype == torch.float64 else maps.float()
+
+    def once(self, compute: Callable[["ForwardPass"], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """compute(self), a tensor a head; asked for by the other head, it is there already."""
+        if compute not in self._computed:
+            self._computed[compute] = compute(self)
+        return self._computed[compute]
+
+
+def by_head(output: Output) -> dict[str, Tensor]:
+    """Logits of the heads that there are, by name."""
+    return {"softmax": output.logits} | ({} if output.sigmoid_logits is None else {"sigmoid": output.sigmoid_logits})
+
+
+class HeadView:
+    """What a formula may look at: activations, and one head's reading of them.
+
+    Attributes:
+        shared: the ForwardPass, which other heads' views share.
+        activations: (B, C, h, w), A at the target layer.
+        class_ids: (B,), the class k each map explains.
+        logits: (B, K) of the head. scores: (B,), its logit s_k.
+        gradients: (B, C, h, w), g = d s_k / d A, taken when first asked for.
+        class_weights: (B, C), the row W[k] of a linear head.
+    """
+
+    def __init__(self, shared: ForwardPass, head: str, module: nn.Module):
+        self.shared, self.head = shared, head
+        self.activations, self.class_ids, self.options = shared.activations, shared.class_ids, shared.options
+        self.logits = shared.logits[head]
+        self.scores = self.logits.gather(1, self.class_ids[:, None])[:, 0]
+        self._module = module
+
+    @cached_property
+    def gradients(self) -> Tensor:
+        return self.gradients_of(self.scores)
+
+    def gradients_of(self, scores: Tensor) -> Tensor:
+        """d scores / d A: (B,) → (B, C, h, w)."""
+        # Images do not mix after the target layer, so the sum's gradient is each image's own.
+        return self.shared.to_maps(torch.autograd.grad(scores.sum(), self.shared.leaf, retain_graph=True)[0])
+
+    def hessian_product(self) -> Tensor:
+        """H A with H = d^2 s_k / d A^2, a Hessian-vector product: (B, C, h, w); zeros where s_k is linear in A."""
+        leaf = self.shared.leaf
+        gradients = torch.autograd.grad(self.scores.sum(), leaf, create_graph=True)[0]
+        product = None
+        if gradients.requires_grad:
+            product = torch.autograd.grad(gradients, leaf, leaf.detach(), retain_graph=True, allow_unused=True)[0]
+        return torch.zeros_like(self.activations) if product is None else self.shared.to_maps(product)
+
+    @cached_property
+    def class_weights(self) -> Tensor:
+        weight = getattr(self._module, "weight", None)
+        channels = self.activations.shape[1]
+        if weight is None or weight.ndim not in (2, 4) or weight.shape[1] != channels:
+            raise InputError(
+                f"the method cam needs a head of one linear layer over the {channels} channels of the "
+                f"target layer, not {type(self._module).__name__}; use gradcam or another target layer"
+            )
+        return weight.detach().flatten(1)[self.class_ids].to(self.activations.dtype)

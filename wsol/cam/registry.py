@@ -1,0 +1,125 @@
+"""CAM_METHODS: every class activation map method by its name, what is true of it, and where its formula is.
+
+A method is its formula, a function of one head's view of a forward pass (`wsol.cam.forward_pass.HeadView`), and one
+entry here. The formula returns a weight for each channel, (B, C), or the finished map, (B, h, w):
+
+    def gradcam(view: HeadView) -> Tensor:
+        return view.gradients.mean(dim=(2, 3))
+
+    CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True)
+
+Everything else (hooks, the forward pass, gradients, clamping, the weighted sum) is written once, in
+wsol/cam/extractor.py. Formulas are imported when first used, so the names can be listed without importing torch.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from wsol.errors import InputError, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from wsol.cam.forward_pass import HeadView
+
+PERTURB_BATCH = 64  # perturbed inputs in one forward pass, see CamExtractor
+
+
+@dataclass(frozen=True)
+class Option:
+    """A hyperparameter of a method: a number >= 0 that the formula reads as `view.options[name]`.
+
+    It is a keyword argument of CamExtractor and a flag of the commands, each under its name.
+    """
+
+    name: str
+    default: float
+    help: str
+
+
+@dataclass(frozen=True)
+class CamMethod:
+    """A method's entry.
+
+    Args:
+        name: as on the command line.
+        formula: the function, or "module:function".
+        weights: the formula returns one weight per channel, so that negative weights can be clamped.
+        pooled: reads the layer that the head pools instead of the target layer, where the two differ (vision
+            transformers).
+        rectify, interpolation: how a raw map becomes a score map (wsol/cam/scoremap.py): cut negative values before
+            resizing, and how to resize.
+        headless: sees activations only, so all heads share one map.
+        second_order: differentiates twice, which attention's fused kernels do not support.
+        options: the method's hyperparameters.
+    """
+
+    name: str
+    formula: str | Callable[[HeadView], Tensor]
+    weights: bool
+    pooled: bool = False
+    rectify: bool = True
+    interpolation: str = "bilinear"
+    headless: bool = False
+    second_order: bool = False
+    options: tuple[Option, ...] = ()
+
+    def __call__(self, view: HeadView) -> Tensor:
+        """Channel weights (B, C) or the finished map (B, h, w)."""
+        formula = pkgutil.resolve_name(self.formula) if isinstance(self.formula, str) else self.formula
+        return formula(view)
+
+
+CAM_METHODS: dict[str, CamMethod] = {
+    method.name: method
+    for method in (
+        CamMethod("cam", "wsol.cam.activation:cam", weights=True, pooled=True, rectify=False, interpolation="bicubic"),
+        CamMethod("eigencam", "wsol.cam.activation:eigencam", weights=False, headless=True),
+        CamMethod("kpcacam", "wsol.cam.activation:kpcacam", weights=False, headless=True),
+        CamMethod("fem", "wsol.cam.activation:fem", weights=True, headless=True),
+        CamMethod("fullgrad", "wsol.cam.fullgrad:fullgrad", weights=False),
+        CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True),
+        CamMethod("gradcam++", "wsol.cam.gradient:gradcam_plus_plus", weights=True),
+        CamMethod("xgradcam", "wsol.cam.gradient:xgradcam", weights=True),
+        CamMethod("layercam", "wsol.cam.gradient:layercam", weights=False),
+        CamMethod("hirescam", "wsol.cam.gradient:hirescam", weights=False),
+        CamMethod("gradcamelementwise", "wsol.cam.gradient:gradcam_elementwise", weights=False),
+        CamMethod("eigengradcam", "wsol.cam.gradient:eigengradcam", weights=False),
+        CamMethod("shapleycam", "wsol.cam.gradient:shapleycam", weights=True, second_order=True),
+        CamMethod(
+            "finercam",
+            "wsol.cam.gradient:finercam",
+            weights=True,
+            options=(Option("alpha", 0.6, "finercam: strength of the comparison with the nearest classes"),),
+        ),
+        CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True),
+        CamMethod("ablationcam", "wsol.cam.perturbation:ablationcam", weights=True),
+    )
+}
+
+
+def register(name: str, **properties: Any) -> Callable[[Callable[[HeadView], Tensor]], Callable[[HeadView], Tensor]]:
+    """Enter a formula of your own into CAM_METHODS: `@register("mine", weights=True)` above the function."""
+
+    def enter(formula: Callable[[HeadView], Tensor]) -> Callable[[HeadView], Tensor]:
+        CAM_METHODS[name] = CamMethod(name, formula, **properties)
+        return formula
+
+    return enter
+
+
+def get_method(name: str) -> CamMethod:
+    """The entry of a method, or an InputError that lists the known ones."""
+    if name not in CAM_METHODS:
+        known = ", ".join(CAM_METHODS)
+        raise InputError(f"unknown CAM method '{name}'{nearest(name, CAM_METHODS)} (known: {known})")
+    return CAM_METHODS[name]
+
+
+def cam_options() -> dict[str, Option]:
+    """The hyperparameters of all methods, by name."""
+    return {option.name: option for method in CAM_METHODS.values() for option in method.options}

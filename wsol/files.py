@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from wsol.errors import InputError
+
+
+@contextmanager
+def replacing(path: Path | str, *, sync: bool = False) -> Iterator[Path]:
+    """A temporary path to write to; when the block ends without an error it takes the place of `path`, atomically.
+
+    At any moment the old file or the new one is whole. After an error the old file is as it was and the temporary one
+    is gone. The folders above are created.
+
+    Args:
+        sync: wait until the content is on disk, so that it survives a crash of the machine.
+
+    Raises:
+        InputError: the file cannot be written (disk full, no permission, a folder of that name).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if sync:
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise InputError(
+            f"cannot write {path}: {reason}" + ("; the previous file is kept" if path.is_file() else "")
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_file(path: Path | str, content: str | bytes) -> Path:
+    """Write a file, text as UTF-8, whole or not at all; returns its path. Raises InputError as `replacing` does."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(path)
