@@ -39,7 +39,7 @@ from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synon
 from wsol.datasets.files import broken_files
 from wsol.datasets.folder import SUFFIXES
 from wsol.datasets.images import check_picture, load_picture
-from wsol.datasets.registry import dataset_facts
+from wsol.datasets.registry import dataset_info
 from wsol.device import select_device, to_device
 from wsol.errors import InputError
 from wsol.evaluation.saved_maps import file_stems
@@ -343,7 +343,7 @@ def class_names(model: Classifier, saved: checkpoint.Found | None) -> tuple[list
     A checkpoint of 1000 classes that does not name its data set is taken for one of ILSVRC.
     """
     trained_on = "ILSVRC" if saved is None else saved.content.get("dataset_name", "ILSVRC")
-    if model.num_classes == len(imagenet_names()) and dataset_facts(trained_on).imagenet:
+    if model.num_classes == len(imagenet_names()) and dataset_info(trained_on).imagenet:
         return imagenet_names(), imagenet_synonyms()
     return saved.class_names(model.head_name, []), None
 

@@ -16,9 +16,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.datasets.cutouts import LAYOUTS, make_cutouts  # noqa: E402 - the line above makes it importable
-from wsol.datasets.writer import SPLITS, DatasetFolders  # noqa: E402
-from wsol.errors import InputError  # noqa: E402
+from wsol.datasets.cutouts import LAYOUTS, make_cutouts
+from wsol.datasets.registry import SPLITS
+from wsol.datasets.writer import DatasetFolders
+from wsol.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -20,12 +20,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.datasets import official  # noqa: E402
-from wsol.datasets.check import check  # noqa: E402
-from wsol.datasets.folder import own_folder  # noqa: E402
-from wsol.datasets.registry import dataset_facts  # noqa: E402 - the line above makes it importable
-from wsol.datasets.writer import SPLITS  # noqa: E402 - the line above makes it importable
-from wsol.errors import InputError  # noqa: E402
+from wsol.datasets import official
+from wsol.datasets.check import check
+from wsol.datasets.folder import own_folder
+from wsol.datasets.registry import SPLITS, dataset_info, image_root
+from wsol.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -142,13 +141,12 @@ def link(path: Path, source: Path) -> None:
 
 def report(args: argparse.Namespace) -> int:
     """Print what is there and what is wrong; exit code 1 if anything is."""
-    facts = dataset_facts(args.name)
-    images = {split: args.data_root / args.name / facts.image_folder(split) for split in SPLITS}
+    images = {split: image_root(args.name, args.data_root, split) for split in SPLITS}
     found = check(
         args.metadata_root / args.name,
         images,
         (args.mask_root or args.data_root) / args.name,
-        num_classes=facts.num_classes,
+        num_classes=dataset_info(args.name).num_classes,
         look_for_files=not args.metadata_only,
         per_class=args.per_class,
     )

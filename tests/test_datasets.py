@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from wsol.datasets import cutouts, synthetic, writer
 from wsol.datasets.cutouts import make_cutouts
+from wsol.datasets.registry import DATASETS, SPLITS
 from wsol.datasets.synthetic import make_synthetic
 from wsol.datasets.writer import DatasetFolders, Record, publish_dataset, write_metadata
 from wsol.errors import InputError
@@ -48,6 +50,28 @@ def make_objects(folder: Path, classes: int = 2, each: int = 4) -> Path:
 @pytest.fixture
 def objects(tmp_path: Path) -> Path:
     return make_objects(tmp_path / "objects")
+
+
+# ---------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize(
+    ("module", "heavy"),
+    [
+        ("wsol.datasets", ("torch", "cv2", "numpy", "PIL")),
+        ("wsol.datasets.registry", ("torch", "cv2", "numpy", "PIL")),
+        ("wsol.datasets.reader", ("torch", "cv2", "PIL")),
+    ],
+)
+def test_listing_data_sets_and_reading_metadata_need_no_heavy_library(module, heavy):
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
+
+
+def test_every_generator_of_the_registry_exists():
+    generators = [info.generator for info in DATASETS.values() if info.generator]
+    assert generators and all(callable(pkgutil.resolve_name(name)) for name in generators)
 
 
 # ---------------------------------------------------------------- writer
@@ -209,7 +233,7 @@ def test_scenes_vary_and_some_hold_a_pair():
         for mask in masks:
             x0, y0, x1, y1 = writer.mask_box(mask)
             assert 0.05 < (x1 - x0 + 1) * (y1 - y0 + 1) / mask.size < 0.7
-            assert 0 < x0 and 0 < y0 and x1 < mask.shape[1] - 1 and y1 < mask.shape[0] - 1  # whole, inside the image
+            assert x0 > 0 and y0 > 0 and x1 < mask.shape[1] - 1 and y1 < mask.shape[0] - 1  # whole, inside the image
 
 
 @pytest.mark.parametrize(
@@ -270,7 +294,7 @@ def test_splits_share_no_cutout(objects):
 
 
 def test_composed_images_use_only_their_splits_cutouts(objects, tmp_path, monkeypatch):
-    used = {split: set() for split in writer.SPLITS}
+    used = {split: set() for split in SPLITS}
     compose, save = cutouts.compose, cutouts.save_example
     last = []
 

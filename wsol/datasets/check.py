@@ -9,7 +9,7 @@ import numpy as np
 
 from wsol.datasets.files import missing_files
 from wsol.datasets.reader import SplitMetadata, read_ids, read_split, unknown_ids
-from wsol.datasets.writer import SPLITS
+from wsol.datasets.registry import SPLITS
 from wsol.errors import InputError
 
 MOST_NAMED = 3

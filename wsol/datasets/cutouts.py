@@ -19,8 +19,9 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from wsol.datasets.registry import SPLITS
 from wsol.datasets.synthetic import natural_noise
-from wsol.datasets.writer import SPLITS, DatasetFolders, Record, publish_dataset, save_example, write_metadata
+from wsol.datasets.writer import DatasetFolders, Record, publish_dataset, save_example, write_metadata
 from wsol.errors import InputError
 from wsol.log import progress
 

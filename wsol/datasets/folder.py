@@ -19,7 +19,8 @@ import cv2
 import numpy as np
 
 from wsol.datasets.official import Box, Metadata, Size, clipped, image_sizes, read_voc
-from wsol.datasets.writer import SPLITS, Record, mask_box
+from wsol.datasets.registry import SPLITS
+from wsol.datasets.writer import Record, mask_box
 from wsol.errors import InputError
 from wsol.log import progress
 

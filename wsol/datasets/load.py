@@ -10,8 +10,7 @@ from wsol.datasets.files import broken_files, looks_whole, require_files
 from wsol.datasets.images import check_image
 from wsol.datasets.masks import load_mask, load_mask_image
 from wsol.datasets.reader import SplitMetadata, read_lines, read_split
-from wsol.datasets.registry import DATASETS, dataset_facts, is_made_when_used
-from wsol.datasets.writer import SPLITS
+from wsol.datasets.registry import DATASETS, SPLITS, dataset_info, image_root, will_be_generated
 from wsol.errors import InputError
 from wsol.log import log
 
@@ -59,14 +58,13 @@ def load_data(
         InputError: see read_split; the data set's folders are missing; images or
             masks are missing; --num_val_sample_per_class without a val split.
     """
-    facts = dataset_facts(dataset_name)
+    info = dataset_info(dataset_name)
     folder = Path(metadata_root) / dataset_name
-    if is_made_when_used(dataset_name, metadata_root):
-        facts.make(Path(data_root), Path(metadata_root), Path(mask_root))
+    if will_be_generated(dataset_name, metadata_root):
+        info.generate(Path(data_root), Path(metadata_root), Path(mask_root))
     if not folder.is_dir():
-        remedy = facts.how_to_get or "see metadata/README.md, or name another with --dataset_name or --metadata_root"
         raise InputError(
-            f"no metadata for the data set '{dataset_name}': {folder} is missing; {remedy} "
+            f"no metadata for the data set '{dataset_name}': {folder} is missing; {info.how_to_get} "
             f"(built in: {', '.join(DATASETS)})"
         )
     found = {}
@@ -75,15 +73,19 @@ def load_data(
             _check_split_is_optional(folder, split, num_val_sample_per_class)
             continue
         ids_file = "image_ids_proxy.txt" if split == "train" and proxy_training_set else "image_ids.txt"
-        image_root = Path(data_root) / dataset_name / facts.image_folder(split)
         found[split] = read_split(
-            folder, split, image_root, Path(mask_root) / dataset_name, ids_file, wants_localization=split != "train"
+            folder,
+            split,
+            image_root(dataset_name, data_root, split),
+            Path(mask_root) / dataset_name,
+            ids_file,
+            wants_localization=split != "train",
         )
         if split != "train" and found[split].boxes is None and found[split].masks is None:
             raise InputError(f"{folder / split} has neither boxes nor masks: localization.txt is missing or empty")
     if num_val_sample_per_class and "val" in found:
         found["val"] = sample_per_class(found["val"], num_val_sample_per_class, seed)
-    data = WsolData(dataset_name, found, _class_names(folder, found, facts.num_classes))
+    data = WsolData(dataset_name, found, _class_names(folder, found, info.num_classes))
     for split, metadata in found.items():
         _check_first_image(metadata)
         if skip_bad:

@@ -23,7 +23,8 @@ from PIL import Image
 
 from wsol.datasets.files import require_files
 from wsol.datasets.reader import read_ids, read_lines, read_split
-from wsol.datasets.writer import SPLITS, Record, publish_metadata, write_metadata
+from wsol.datasets.registry import SPLITS
+from wsol.datasets.writer import Record, publish_metadata, write_metadata
 from wsol.errors import InputError
 from wsol.log import progress
 

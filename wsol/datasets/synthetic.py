@@ -20,7 +20,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from wsol.datasets.writer import SPLITS, DatasetFolders, Record, publish_dataset, save_example, write_metadata
+from wsol.datasets.registry import SPLITS
+from wsol.datasets.writer import DatasetFolders, Record, publish_dataset, save_example, write_metadata
 from wsol.log import progress
 
 Array = NDArray[np.float32]

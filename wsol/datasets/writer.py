@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsol.datasets.registry import SPLITS as SPLITS
 from wsol.errors import InputError, plain_name
 
-SPLITS = ("train", "val", "test")
 JPEG_QUALITY = 92
 
 
