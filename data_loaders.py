@@ -17,8 +17,9 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
-from wsol.datasets.images import eval_tensor, load_image, load_picture, normalized
+from wsol.datasets.images import load_image, load_picture
 from wsol.datasets.reader import SplitMetadata
+from wsol.datasets.transforms import eval_tensor, normalized
 from wsol.wsolevaluation import (  # noqa: F401  (this module's names in wsolevaluation, for code written against them)
     configure_metadata,
     get_bounding_boxes,

@@ -36,9 +36,9 @@ from wsol.backbones import get_architecture
 from wsol.cam import CamExtractor, ScoreMaps, Variant, to_scoremaps, variants
 from wsol.classifier import Classifier, Output
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
-from wsol.datasets.files import broken_files
-from wsol.datasets.folder import SUFFIXES
-from wsol.datasets.images import check_picture, load_picture
+from wsol.datasets.file_checks import broken_files
+from wsol.datasets.images import IMAGE_SUFFIXES as SUFFIXES
+from wsol.datasets.images import NAMED_PICTURE, check_image, load_picture
 from wsol.datasets.registry import dataset_info
 from wsol.device import select_device, to_device
 from wsol.errors import InputError
@@ -244,7 +244,9 @@ def _pictures_below(folder: Path, out: Path) -> list[Path]:
 
 def leave_out_bad(pictures: Sequence[Picture], skip: bool, workers: int) -> list[Picture]:
     """The pictures that can be decoded; InputError for the first that cannot, or with `skip` only if none can."""
-    bad = broken_files(lambda i: check_picture(pictures[i].path), range(len(pictures)), "decoding", workers)
+    bad = broken_files(
+        lambda i: check_image(pictures[i].path, NAMED_PICTURE), range(len(pictures)), "decoding", workers
+    )
     if bad and (not skip or len(bad) == len(pictures)):
         first, more = next(iter(bad.values())), f" (bad, too: {len(bad) - 1} more)" if len(bad) > 1 else ""
         raise InputError(first + more)

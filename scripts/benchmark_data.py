@@ -25,8 +25,8 @@ import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from data_loaders import ImageDataset, make_loader  # noqa: E402
-from wsol.datasets.files import missing_files  # noqa: E402
-from wsol.datasets.folder import SUFFIXES  # noqa: E402
+from wsol.datasets.file_checks import missing_files  # noqa: E402
+from wsol.datasets.images import IMAGE_SUFFIXES  # noqa: E402
 from wsol.datasets.reader import (
     SplitMetadata,  # noqa: E402
     read_split,  # noqa: E402
@@ -60,7 +60,7 @@ def draw_images(folder: Path, count: int) -> None:
 
 
 def benchmark_images(args: argparse.Namespace, folder: Path) -> None:
-    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
     names = names[: args.count]
     if not names:
         sys.exit(f"benchmark_data.py: error: no images in {folder}")
@@ -120,7 +120,7 @@ def benchmark_metadata(count: int, root: Path) -> None:
     print(f"{count:,} images; memory before: {memory():,.0f} MB")
     for title, wants in (("ids and labels, as for training", False), ("sizes and boxes, too, as for evaluation", True)):
         start = time.perf_counter()
-        metadata = read_split(root, "train", root, root, wants_localization=wants)
+        metadata = read_split(root, "train", root, root, with_localization=wants)
         print(f"{title}: {time.perf_counter() - start:.2f} s, peak {memory():,.0f} MB")
         assert len(metadata) == count
     start = time.perf_counter()

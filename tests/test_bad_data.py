@@ -11,7 +11,7 @@ from conftest import arguments, write_dataset
 from PIL import Image
 
 import main as program
-from wsol.datasets.files import looks_whole, missing_files
+from wsol.datasets.file_checks import looks_whole, missing_files
 from wsol.datasets.images import check_image, load_image
 from wsol.datasets.load import load_data
 from wsol.errors import InputError
@@ -218,7 +218,7 @@ def test_data_can_be_loaded_without_the_command(shapes):
     settings = dict(
         data_root=shapes / "dataset", metadata_root=shapes / "metadata", mask_root=shapes / "dataset", splits=("test",)
     )
-    with pytest.raises(InputError, match="1 of 12 test images are missing: .*test/2/3.png; check --data_root; "):
+    with pytest.raises(InputError, match=r"1 of 12 test images are missing: .*test/2/3\.png; check --data_root, or give "):
         load_data("Shapes", **settings)
     assert load_data("Shapes", **settings, skip_bad=True).skipped == {"test": 1}
 

@@ -10,11 +10,12 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from data_loaders import ImageDataset, make_loader, set_epoch
-from wsol.datasets.images import load_image, normalized
+from wsol.datasets.images import load_image
 from wsol.datasets.load import load_data, sample_per_class
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import MaskPaths, read_split
 from wsol.datasets.registry import DATASETS
+from wsol.datasets.transforms import normalized
 from wsol.errors import InputError
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from wsol.datasets.files import missing_files
+from wsol.datasets.file_checks import missing_files
 from wsol.datasets.reader import SplitMetadata, read_ids, read_split, unknown_ids
 from wsol.datasets.registry import SPLITS
 from wsol.errors import InputError
@@ -48,7 +48,7 @@ def check(
     report, read = Report([], []), {}
     for split in present:
         try:
-            read[split] = read_split(metadata, split, images[split], masks, wants_localization=split != "train")
+            read[split] = read_split(metadata, split, images[split], masks, with_localization=split != "train")
         except InputError as error:
             report.problems.append(f"{split}: {error}")
     classes = num_classes or 1 + max((int(data.labels.max()) for data in read.values()), default=-1)

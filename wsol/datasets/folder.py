@@ -18,13 +18,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from wsol.datasets.images import IMAGE_SUFFIXES
 from wsol.datasets.official import Box, Metadata, Size, clipped, image_sizes, read_voc
 from wsol.datasets.registry import SPLITS
 from wsol.datasets.writer import Record, mask_box
 from wsol.errors import InputError
 from wsol.log import progress
-
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
 
 
 def own_folder(
@@ -89,10 +88,10 @@ def _images_by_split(images: Path) -> list[tuple[str | None, str, str]]:
         top = images / split if given else images
         for folder in sorted(p for p in top.iterdir() if p.is_dir()):
             for path in sorted(folder.iterdir()):
-                if path.suffix.lower() in SUFFIXES:
+                if path.suffix.lower() in IMAGE_SUFFIXES:
                     members.append((split, folder.name, path.relative_to(images.parent).as_posix()))
     if not members:
-        raise InputError(f"no pictures in {images}/<class>/ ({', '.join(sorted(SUFFIXES))})")
+        raise InputError(f"no pictures in {images}/<class>/ ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return members
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from wsol.datasets.files import require_files
+from wsol.datasets.file_checks import require_files
 from wsol.datasets.reader import read_ids, read_lines, read_split
 from wsol.datasets.registry import SPLITS
 from wsol.datasets.writer import Record, publish_metadata, write_metadata
@@ -436,7 +436,7 @@ def _copy_splits(source: Path, new: Path, splits: Sequence[str]) -> None:
             for name in FILES:
                 if (folder / name).is_file():
                     shutil.copyfile(folder / name, new / split / name)
-            read_split(folder.parent, folder.name, new, new, wants_localization=split != "train")
+            read_split(folder.parent, folder.name, new, new, with_localization=split != "train")
             if (folder / "image_ids_proxy.txt").is_file():
                 read_ids(folder / "image_ids_proxy.txt")
     if not any(new.iterdir()):

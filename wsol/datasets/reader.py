@@ -89,7 +89,7 @@ def read_split(
     image_root: Path,
     mask_root: Path,
     ids_file: str = "image_ids.txt",
-    wants_localization: bool = True,
+    with_localization: bool = True,
 ) -> SplitMetadata:
     """Read `<folder>/<split>/*.txt` and check that the files agree with each other.
 
@@ -103,7 +103,7 @@ def read_split(
     metadata = SplitMetadata(
         split, image_ids, read_labels(folder / "class_labels.txt", position), Path(image_root), Path(mask_root)
     )
-    if wants_localization:
+    if with_localization:
         metadata.sizes = read_sizes(folder / "image_sizes.txt", position)
         _read_localization(folder, position, metadata)
     return metadata
