@@ -173,7 +173,7 @@ CASES = {
     "a folder with bad pictures": (
         ["."],
         "image cut.png cannot be read (image file is truncated); replace the file, "
-        "or give --skip_bad_images (bad, too: 1 more)",
+        "or give --skip_bad_images (and 1 more)",
     ),
     "a file for --out": (["in", "--out", "notes.jpg"], "notes.jpg is a file"),
     "below a file": (["in", "--out", "notes.jpg/deep/er"], "notes.jpg is a file"),
