@@ -31,7 +31,7 @@ from wsol.datasets.reader import (
     SplitMetadata,  # noqa: E402
     read_split,  # noqa: E402
 )
-from wsol.datasets.writer import Record, write_metadata  # noqa: E402
+from wsol.datasets.writer import DatasetMetadata, Record, write_metadata  # noqa: E402
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -105,16 +105,10 @@ def benchmark_metadata(count: int, root: Path) -> None:
     labels = [i * classes // count for i in range(count)]
     pid = os.fork()  # what the writer holds is not to count as the reader's peak
     if not pid:
-        write_metadata(
-            root,
-            {
-                "train": [
-                    Record(f"train/n{k:08}/n{k:08}_{i}.JPEG", k, (500, 375), [(10, 20, 400, 300)])
-                    for i, k in enumerate(labels)
-                ]
-            },
-            [f"n{k:08}" for k in range(classes)],
-        )
+        records = [
+            Record(f"train/n{k:08}/n{k:08}_{i}.JPEG", k, (500, 375), [(10, 20, 400, 300)]) for i, k in enumerate(labels)
+        ]
+        write_metadata(root, DatasetMetadata({"train": records}, [f"n{k:08}" for k in range(classes)]))
         os._exit(0)
     os.waitpid(pid, 0)
     print(f"{count:,} images; memory before: {memory():,.0f} MB")

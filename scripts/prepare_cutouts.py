@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"prepare_cutouts.py: error: {error}", file=sys.stderr)
         return 2
-    folders = DatasetFolders.of(args.name, args.data_root, args.metadata_root, args.mask_root)
+    folders = DatasetFolders.named(args.name, args.data_root, args.metadata_root, args.mask_root)
     if not written:
         print(f"{args.name} is there already, nothing was changed: {folders.images}, {folders.metadata}")
         return 0

@@ -20,9 +20,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.datasets import official
 from wsol.datasets.check import check
-from wsol.datasets.folder import own_folder
+from wsol.datasets.copying import copy_metadata
+from wsol.datasets.folder import read_folder
+from wsol.datasets.official.cars import read_cars
+from wsol.datasets.official.cub import read_cub
+from wsol.datasets.official.ilsvrc import read_ilsvrc
+from wsol.datasets.publish import publish_metadata
 from wsol.datasets.registry import SPLITS, dataset_info, image_root
 from wsol.errors import InputError
 
@@ -95,16 +99,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> int:
     if args.command == "copy":
-        official.copy(args.source, args.metadata_root, args.datasets, args.splits, force=args.force)
+        copy_metadata(args.source, args.metadata_root, args.datasets, args.splits, force=args.force)
         return 0
     if args.command == "check":
         return report(args)
     if args.command == "cub":
-        made = official.cub(args.source, images=args.images, sizes_file=args.sizes)
+        made = read_cub(args.source, images=args.images, sizes_file=args.sizes)
     elif args.command == "cars":
-        made = official.cars(args.source, images=args.images, sizes_file=args.sizes)
+        made = read_cars(args.source, images=args.images, sizes_file=args.sizes)
     elif args.command == "ilsvrc":
-        made = official.ilsvrc(
+        made = read_ilsvrc(
             args.annotations,
             synsets=args.synsets,
             train=args.train,
@@ -114,11 +118,11 @@ def run(args: argparse.Namespace) -> int:
             meta=args.meta,
         )
     else:
-        made = own_folder(
+        made = read_folder(
             args.source, coco=args.coco, voc=args.voc, masks=args.masks, shares=args.split, seed=args.seed
         )
     folder = args.metadata_root / args.name
-    added = official.publish(folder, made, force=args.force)
+    added = publish_metadata(folder, made, force=args.force)
     counts = ", ".join(f"{len(records):,} {split}" for split, records in made.records.items())
     print(
         f"{args.name}: {counts} images of {len(made.class_names):,} classes; "

@@ -218,7 +218,9 @@ def test_data_can_be_loaded_without_the_command(shapes):
     settings = dict(
         data_root=shapes / "dataset", metadata_root=shapes / "metadata", mask_root=shapes / "dataset", splits=("test",)
     )
-    with pytest.raises(InputError, match=r"1 of 12 test images are missing: .*test/2/3\.png; check --data_root, or give "):
+    with pytest.raises(
+        InputError, match=r"1 of 12 test images are missing: .*test/2/3\.png; check --data_root, or give "
+    ):
         load_data("Shapes", **settings)
     assert load_data("Shapes", **settings, skip_bad=True).skipped == {"test": 1}
 

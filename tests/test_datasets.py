@@ -15,9 +15,10 @@ import pytest
 
 from wsol.datasets import cutouts, synthetic, writer
 from wsol.datasets.cutouts import make_cutouts
+from wsol.datasets.publish import publish_dataset
 from wsol.datasets.registry import DATASETS, SPLITS
 from wsol.datasets.synthetic import make_synthetic
-from wsol.datasets.writer import DatasetFolders, Record, publish_dataset, write_metadata
+from wsol.datasets.writer import DatasetFolders, DatasetMetadata, Record, write_metadata
 from wsol.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "prepare_cutouts.py"
@@ -82,7 +83,7 @@ def test_metadata_lines_are_wsolevaluations(tmp_path):
         Record("test/a/1.jpg", 0, (30, 20), [(1, 2, 29, 19), (0, 0, 0, 0)], ["a1.png", "a2.png"], "ignore.png"),
         Record("test/b/2.jpg", 1, (10, 40), [(3, 4, 5, 6)], ["b.png"]),
     ]
-    write_metadata(tmp_path / "m", {"train": [], "test": records}, ["an a", "a b"])
+    write_metadata(tmp_path / "m", DatasetMetadata({"train": [], "test": records}, ["an a", "a b"]))
     assert read(tmp_path / "m/classes.txt") == ["an a", "a b"]
     lines = {
         stem: read(tmp_path / f"m/test/{stem}.txt")
@@ -109,11 +110,11 @@ def test_metadata_lines_are_wsolevaluations(tmp_path):
 )
 def test_records_that_could_not_be_read_back_are_refused(tmp_path, record, words):
     with pytest.raises(ValueError, match=words):
-        write_metadata(tmp_path, {"test": [record]}, ["x", "y"])
+        write_metadata(tmp_path, DatasetMetadata({"test": [record]}, ["x", "y"]))
 
 
 def folders_in(root: Path) -> DatasetFolders:
-    return DatasetFolders.of("D", root / "images", root / "metadata", root / "masks")
+    return DatasetFolders.named("D", root / "images", root / "metadata", root / "masks")
 
 
 def fill_with(text: str):
@@ -170,10 +171,10 @@ def made(request, tmp_path):
     roots = (tmp_path / "data", tmp_path / "meta", tmp_path / "masks")
     if request.param == "Synthetic":
         assert make_synthetic(*roots, images_per_class=(4, 1, 2), num_classes=3)
-        return DatasetFolders.of("Synthetic", roots[0], roots[1], roots[2]), ["red star", "yellow sun", "blue moon"]
+        return DatasetFolders.named("Synthetic", roots[0], roots[1], roots[2]), ["red star", "yellow sun", "blue moon"]
     make_objects(tmp_path / "objects")
     assert make_cutouts(tmp_path / "objects", *roots, backgrounds=["noise"], images_per_class=(4, 1, 2))
-    return DatasetFolders.of("CUTOUTS", roots[0], roots[1], roots[2]), ["class 0", "class 1"]
+    return DatasetFolders.named("CUTOUTS", roots[0], roots[1], roots[2]), ["class 0", "class 1"]
 
 
 def test_files_agree_with_each_other(made):
@@ -250,7 +251,7 @@ def test_existing_data_are_kept(tmp_path):
     assert make_synthetic(tmp_path, tmp_path / "meta", **arguments)
     before = snapshot(tmp_path)
     assert not make_synthetic(tmp_path, tmp_path / "meta", seed=9, **arguments)
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="has different files than"):
         make_synthetic(tmp_path, tmp_path / "meta2", seed=9, **arguments)
     assert snapshot(tmp_path) == before
     assert make_synthetic(tmp_path, tmp_path / "meta2", **arguments)  # the same images: only the metadata are added

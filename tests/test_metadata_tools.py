@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import REAL, ROOT, write_dataset
 from PIL import Image
 
-from wsol.datasets import official
+from wsol.datasets.copying import find_datasets
 from wsol.datasets.load import load_data
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import read_split
@@ -270,7 +271,7 @@ def test_only_force_replaces_and_splits_are_added(run, checkout, tmp_path):
     (made / "keep.txt").write_text("mine, too")
     before = files_below(made)
     code, _, error = run("copy", checkout)
-    assert code == 2 and "has train already, and differently; nothing was changed: --force" in error
+    assert code == 2 and "already has train with other content; nothing was changed: --force" in error
     assert files_below(made) == before
     assert run("copy", checkout, "--splits", "test")[0] == 0 and (made / "test").is_dir()
     code, out, _ = run("copy", checkout, "--force")
@@ -502,9 +503,7 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
     for split in ("train", "val"):
         (made / split / "class_labels.txt").write_text("mine")
     before = files_below(made)
-    from wsol.datasets import writer
-
-    rename, calls = writer.os.rename, []
+    rename, calls = os.rename, []
 
     def failing(source, target):
         calls.append(target)
@@ -512,8 +511,8 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
             raise OSError(28, "No space left on device", str(target))
         rename(source, target)
 
-    monkeypatch.setattr(writer.os, "rename", failing)
+    monkeypatch.setattr(os, "rename", failing)
     assert run("copy", checkout, "--force")[0] == 2
     assert files_below(made) == before
     assert read_split(made, "test", made, made).boxes is not None
-    assert official._data_sets(tmp_path) == {"Shapes": made}
+    assert find_datasets(tmp_path) == {"Shapes": made}

@@ -19,9 +19,10 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from wsol.datasets.drawing.painting import natural_noise
+from wsol.datasets.publish import publish_dataset
 from wsol.datasets.registry import SPLITS
-from wsol.datasets.synthetic import natural_noise
-from wsol.datasets.writer import DatasetFolders, Record, publish_dataset, save_example, write_metadata
+from wsol.datasets.writer import DatasetFolders, DatasetMetadata, Record, save_example, write_metadata
 from wsol.errors import InputError
 from wsol.log import progress
 
@@ -328,9 +329,9 @@ def make_cutouts(
             path = divided[c][split][i % len(divided[c][split])]
             image, mask = compose(pictures[path], photos[rng.integers(len(photos))](rng), rng)
             records[split].append(save_example(folders, f"{split}/{slugs[c]}/{i:04d}", c, image, [mask]))
-        write_metadata(folders.metadata, records, list(classes))
+        write_metadata(folders.metadata, DatasetMetadata(records, list(classes)))
 
-    return publish_dataset(DatasetFolders.of(name, data_root, metadata_root, mask_root), fill)
+    return publish_dataset(DatasetFolders.named(name, data_root, metadata_root, mask_root), fill)
 
 
 def _load_all(paths: Sequence[Path]) -> Mapping[Path, Pixels]:
