@@ -379,7 +379,7 @@ def bad_alpha(objects: Path, alpha: int) -> None:
 @pytest.mark.parametrize(
     ("spoil", "options", "words"),
     [
-        (lambda o: bad_alpha(o, 0), {}, r"bad\.png is transparent all over.*remove"),
+        (lambda o: bad_alpha(o, 0), {}, r"bad\.png is transparent everywhere.*remove"),
         (lambda o: bad_alpha(o, 255), {}, r"bad\.png has no transparent background"),
         (lambda o: (o / "class 1" / "bad.png").write_bytes(b"no picture"), {}, r"bad\.png cannot be read"),
         (
@@ -387,8 +387,8 @@ def bad_alpha(objects: Path, alpha: int) -> None:
             {},
             r"class 'class 1' has 2 different cutout",
         ),
-        (lambda o: (o / "class 1").rename(o.parent / "gone"), {}, r"holds 1 class folder"),
-        (lambda o: (o / "class 1").rename(o / "class,0"), {}, r"special characters only"),
+        (lambda o: (o / "class 1").rename(o.parent / "gone"), {}, r"has 1 class folder"),
+        (lambda o: (o / "class 1").rename(o / "class,0"), {}, r"only in special characters"),
         (lambda o: None, {"layout": "tuxpaint"}, r"no Tux Paint stamps"),
         (lambda o: None, {"layout": "tree"}, r"layout 'tree' is unknown.*tuxpaint, folders"),
         (lambda o: None, {"backgrounds": ["nowhere"]}, r"backgrounds folder nowhere does not exist"),

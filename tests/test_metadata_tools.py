@@ -451,8 +451,8 @@ def test_bad_own_folders(run, pictures, tmp_path):
 def test_check_counts_and_finds_everything(run, tmp_path):
     write_dataset(tmp_path, "Shapes", form="both")
     code, out, _ = run("check", "Shapes", "--per_class")
-    assert code == 0 and "train: 12 images of 3 classes (4 to 4 a class, median 4)" in out
-    assert "test: 12 images of 3 classes (4 to 4 a class, median 4), 12 boxes, 12 masks" in out
+    assert code == 0 and "train: 12 images of 3 classes (4 to 4 per class, median 4)" in out
+    assert "test: 12 images of 3 classes (4 to 4 per class, median 4), 12 boxes, 12 masks" in out
     meta, data = tmp_path / "metadata/Shapes", tmp_path / "dataset/Shapes"
     (data / "train/1/0.png").unlink()
     (data / "train/1/3.png").unlink()
@@ -470,14 +470,14 @@ def test_check_counts_and_finds_everything(run, tmp_path):
     code, out, _ = run("check", "Shapes")
     assert code == 1 and files_below(tmp_path) == before
     for problem in (
-        "train: 2 images are (train/1/0.png, train/1/3.png) missing of 13",
-        "train: 1 line (ghost.png) of class_labels.txt about images that image_ids.txt does not list",
+        "train: 2 of 13 images are missing in dataset/Shapes (--data_root): train/1/0.png, train/1/3.png",
+        "train: class_labels.txt has lines about 1 image that image_ids.txt does not list: ghost.png",
         "train: 1 of 5 classes have no image: index 3",
         "test: 2 of 5 classes have no image: index 3, 4",
-        "test: 1 line (ghost.png) of localization.txt",
-        "test: 1 mask is (test/0/0_mask.png) missing of 12",
-        "test: 1 box reaches (test/0/1.png (0,0,900,5 in ",
-        "test: 1 image is (test/2/0.png) in train, too",
+        "test: localization.txt has lines about 1 image that image_ids.txt does not list: ghost.png",
+        "test: 1 of 12 masks are missing in dataset/Shapes (--mask_root): test/0/0_mask.png",
+        "test: 1 box extends beyond the image: test/0/1.png (0,0,900,5 in ",
+        "test: 1 image is also in train: test/2/0.png",
         "class_labels.txt has no line for val/0/1.png",
     ):
         assert f"wrong: {problem}" in out or problem in out, problem

@@ -49,5 +49,5 @@ def load_mask_image(
     values = cv2.imread(str(file_path), cv2.IMREAD_GRAYSCALE)
     if values is None:
         raise InputError(f"mask {file_path} is missing or broken; check --mask_root, or give --skip_bad_images")
-    resized: NDArray[np.float32] = cv2.resize(values.astype(np.float32), resize_size, interpolation=cv2.INTER_NEAREST)
-    return resized
+    resized = cv2.resize(values.astype(np.float32), resize_size, interpolation=cv2.INTER_NEAREST)
+    return resized.astype(np.float32, copy=False)

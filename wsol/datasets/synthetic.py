@@ -1,12 +1,10 @@
-"""The embedded default data set: drawn creatures, of which one part, the head, tells the class.
+"""The built-in default data set `Synthetic`: drawn creatures whose class is told by one part, the head.
 
 Body plan, body colours, body texture, pose, size, light and background say nothing about the class; only the head's
-shape, colour and pattern do. So a map that covers just what the classifier needs covers a corner of the object, and
-localizes badly: the problem that this project is about. Every image is drawn from its own random generator, seeded by
-(seed, split, class, number): the order of drawing does not matter.
+shape, colour and pattern do. A map that covers just what the classifier needs therefore covers a corner of the object
+and localizes badly, which is the problem that this project is about.
 
-Units: a creature is designed in body units (x to the right, where it looks, y down; bodies are about 2 long), then
-placed in pixels. Colours are RGB floats in 0..1 throughout, images uint8 RGB.
+Every image has its own random generator, seeded by (seed, split, class, number), so images do not depend on each other.
 """
 
 from __future__ import annotations
@@ -36,10 +34,9 @@ from wsol.log import progress
 
 SIDES = (200, 340)  # image sides in pixels
 MAX_ASPECT = 1.5  # longer side / shorter side
-BOX_AREA = (0.20, 0.62)  # area of the object's box / area of the image, one creature in the image
+BOX_AREA = (0.20, 0.62)  # area of the box / area of the image, for a single creature
 BOX_AREA_PAIR = (0.16, 0.30)  # the same for each of two creatures
-PAIR_SHARE = 0.15  # share of the images that hold two creatures
-
+PAIR_SHARE = 0.15  # share of the images with two creatures
 
 Frame = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
@@ -48,17 +45,15 @@ Frame = tuple[float, float, float, float]  # x0, y0, x1, y1 in pixels
 
 
 def _background(rng: Generator, height: int, width: int) -> Array:
-    """Coloured natural noise between two colours, a gradient to a third. (H, W, 3)"""
+    """Natural noise between two colours, with a gradient to a third: (H, W, 3)."""
     roughness, contrast, angle = rng.uniform(0.45, 0.75), rng.uniform(1.0, 2.5), rng.uniform(0, 2 * np.pi)
     base = random_colour(rng, (0.05, 0.5), (0.25, 0.9))
     second, third = (np.clip(random_colour(rng, (0.05, 0.5), (0.25, 0.9)), base - 0.4, base + 0.4) for _ in range(2))
     clouds, haze = (
         np.clip(contrast * natural_noise(rng, height, width, roughness) + 0.5 * (1 - contrast), 0, 1) for _ in range(2)
     )
-    across, down = (
-        np.linspace(-0.5, 0.5, width, dtype=np.float32),
-        np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None],
-    )
+    across = np.linspace(-0.5, 0.5, width, dtype=np.float32)
+    down = np.linspace(-0.5, 0.5, height, dtype=np.float32)[:, None]
     ramp = 0.5 * np.clip(float(np.cos(angle)) * across + float(np.sin(angle)) * down + 0.5 * haze + 0.25, 0, 1)
     shares = cv2.merge([(1 - clouds) * (1 - ramp), clouds * (1 - ramp), ramp])
     return cv2.transform(shares, np.stack([base, second, third], 1))
@@ -82,22 +77,26 @@ def _grained(colour: Array, grain: Array) -> Paint:
 
 
 def _place(parts: list[Part], frame: Frame, box_area: float, rng: Generator) -> Array:
-    """A random pose inside `frame` (x0, y0, x1, y1): the (2, 3) affine map from body units to pixels.
+    """A random pose inside `frame`: the (2, 3) affine map from body units to pixels.
 
-    The box has `box_area` square pixels, or fewer where that does not fit.
+    The creature's box has an area of `box_area` pixels, or less if that does not fit.
     """
     flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
     linear = rotation(rng.normal(0, 0.35)) @ flip
     points = np.concatenate([part.outline for part in parts]) @ linear.T
     low, extent = points.min(0), np.ptp(points, axis=0)
-    room = np.array([frame[2] - frame[0], frame[3] - frame[1]]) - 4  # two pixels free at each side
+    room = np.array([frame[2] - frame[0], frame[3] - frame[1]]) - 4  # two pixels stay free at each side
     scale = min(np.sqrt(box_area / extent.prod()), *(room / extent))
     corner = np.array(frame[:2]) + 2 + rng.random(2) * (room - scale * extent)
     return np.concatenate([scale * linear, (corner - scale * low)[:, None]], 1).astype(np.float32)
 
 
 def draw_scene(class_index: int, rng: Generator) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]]]:
-    """One picture: RGB image (H, W, 3), and a mask (H, W) of 0 and 255 for each creature in it."""
+    """Draw one picture of a class.
+
+    Returns:
+        The RGB image (H, W, 3), and for each creature in it a mask (H, W) of 0 and 255.
+    """
     head = HEADS[class_index]
     width, height = (int(v) for v in rng.integers(SIDES[0], SIDES[1] + 1, 2))
     width, height = max(width, int(height / MAX_ASPECT)), max(height, int(width / MAX_ASPECT))
@@ -106,7 +105,7 @@ def draw_scene(class_index: int, rng: Generator) -> tuple[NDArray[np.uint8], lis
     _scatter(Brush(canvas, light), rng)
     masks = []
     frames, areas = _frames(width, height, rng)
-    for frame, area in zip(frames, areas):
+    for frame, area in zip(frames, areas, strict=True):
         creature = design_creature(rng, head)
         to_pixels = _place(creature.parts, frame, area, rng)
         cast_shadow(canvas, creature.parts, to_pixels, light)
@@ -117,7 +116,7 @@ def draw_scene(class_index: int, rng: Generator) -> tuple[NDArray[np.uint8], lis
 
 
 def _frames(width: int, height: int, rng: Generator) -> tuple[list[Frame], list[float]]:
-    """Where creatures may stand, the whole image or its two halves for a pair; box areas in square pixels."""
+    """Frames for the creatures (the whole image, or its two halves for a pair), and their box areas in pixels."""
     if rng.random() >= PAIR_SHARE:
         return [(0, 0, width, height)], [width * height * rng.uniform(*BOX_AREA)]
     areas = [width * height * rng.uniform(*BOX_AREA_PAIR) for _ in range(2)]
@@ -138,10 +137,23 @@ def make_synthetic(
     images_per_class: tuple[int, int, int] = (40, 10, 20),
     num_classes: int = 12,
 ) -> bool:
-    """Write the data set, boxes and masks for all splits, unless it is there already.
+    """Write the data set, with boxes and masks for all splits, unless it exists already.
 
-    images_per_class: numbers for train, val and test. Returns True if something was written.
-    Raises ValueError for numbers out of range, InputError where another data set's folder is in the way.
+    Args:
+        data_root: folder of the images of all data sets.
+        metadata_root: folder of the metadata of all data sets.
+        mask_root: folder of the masks of all data sets (default: data_root).
+        name: the data set's name.
+        seed: seed of everything that is drawn.
+        images_per_class: numbers for train, val and test.
+        num_classes: uses the first so many of the twelve classes.
+
+    Returns:
+        True if something was written.
+
+    Raises:
+        ValueError: a number is out of range.
+        InputError: a folder with other files is in the way.
     """
     if not 2 <= num_classes <= len(HEADS):
         raise ValueError(f"num_classes must be 2 to {len(HEADS)}, got {num_classes}")

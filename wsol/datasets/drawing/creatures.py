@@ -29,14 +29,14 @@ from wsol.datasets.drawing.outlines import (
 
 
 class Part(NamedTuple):
-    """A filled outline, (N, 2) in body units, and what paints it: 'body', 'trim' or 'head'."""
+    """A filled outline (N, 2) in body units, and which paint it gets: "body", "trim" or "head"."""
 
     outline: Array
     paint: str
 
 
 class Creature(NamedTuple):
-    """Parts in body units, back to front, the head last; where the head sits, its radius and its turn in radians."""
+    """A creature's parts from back to front, the head last; position, radius and turn (radians) of the head."""
 
     parts: list[Part]
     head_at: tuple[float, float]
@@ -45,7 +45,7 @@ class Creature(NamedTuple):
 
 
 class Head(NamedTuple):
-    """What tells the class: an outline of radius about 1, two RGB colours and how they alternate over the outline."""
+    """What tells the class: an outline of radius about 1, two RGB colours, and the pattern in which they alternate."""
 
     name: str
     outline: Callable[[], Array]
@@ -60,7 +60,7 @@ RED, YELLOW, BLUE, GREEN = (0.86, 0.10, 0.12), (0.98, 0.82, 0.10), (0.13, 0.30, 
 PURPLE, PINK, ORANGE, WHITE = (0.50, 0.16, 0.70), (0.97, 0.46, 0.68), (0.96, 0.50, 0.08), (0.95, 0.95, 0.93)
 BLACK, SILVER, CYAN, NIGHT = (0.08, 0.08, 0.09), (0.62, 0.64, 0.68), (0.10, 0.76, 0.80), (0.06, 0.10, 0.36)
 
-# How the two colours of a head alternate: (x, y) in head units -> 0 (first colour) .. 1 (second).
+# Share of a head's second colour, 0..1, at (x, y) in head units.
 PATTERNS: dict[str, Callable[[Array, Array], Array]] = {
     "plain": lambda x, y: np.zeros_like(x),
     "centre": lambda x, y: np.hypot(x, y) < 0.42,
@@ -87,9 +87,9 @@ HEADS = (
 )
 
 
-# ---------------------------------------------------------------- body plans: parts, back to front; where the head goes
+# ---------------------------------------------------------------- body plans
 
-Plan = tuple[list[Part], tuple[float, float]]
+Plan = tuple[list[Part], tuple[float, float]]  # parts from back to front; position of the head
 
 
 def _quadruped(rng: Generator) -> Plan:
@@ -179,7 +179,7 @@ PLANS = (_quadruped, _bird, _beetle, _fish, _caterpillar, _octopus)
 
 
 def design_creature(rng: Generator, head: Head) -> Creature:
-    """Choose a body plan and its proportions, and put the head on."""
+    """A random body plan with random proportions, and the head on it."""
     parts, (x, y) = PLANS[rng.integers(len(PLANS))](rng)
     radius, turn = rng.uniform(0.66, 0.78), rng.uniform(-0.25, 0.25)
     outline = (head.outline() @ rotation(turn).T * radius + (x, y)).astype(np.float32)

@@ -1,26 +1,29 @@
-"""Closed outlines of shapes: (N, 2) float32 arrays of x (to the right) and y (down)."""
+"""Closed outlines of shapes: arrays (N, 2) of x (to the right) and y (down), and ways to move them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]  # of floats, mostly float32
 
 
 def rotation(angle: float) -> Array:
+    """The (2, 2) matrix that turns by `angle` radians."""
     return np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], np.float32)
 
 
 def transform(affine: Array, points: Array) -> Array:
+    """Points (N, 2) under a (2, 3) affine map."""
     return (points @ affine[:, :2].T + affine[:, 2]).astype(np.float32)
 
 
 def ellipse(x: float, y: float, a: float, b: float, angle: float = 0.0, n: int = 40) -> Array:
-    """Ellipse with half axes a and b, the first turned by `angle` radians. (n, 2)"""
+    """An ellipse (n, 2) around (x, y) with semi-axes a and b, turned by `angle` radians."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     cos, sin = np.cos(angle), np.sin(angle)
     u, v = a * np.cos(t), b * np.sin(t)
@@ -28,19 +31,21 @@ def ellipse(x: float, y: float, a: float, b: float, angle: float = 0.0, n: int =
 
 
 def polar(radius: Callable[[Array], Array], n: int = 96) -> Array:
-    """Closed outline r(t) around the origin; t = 0 points up. (n, 2)"""
+    """The outline (n, 2) with radius r(t) around the origin; t = 0 points up."""
     t = np.linspace(0, 2 * np.pi, n, endpoint=False)
     r = radius(t)
     return np.stack([r * np.sin(t), -r * np.cos(t)], 1).astype(np.float32)
 
 
 def star(points: int, inner: float) -> Array:
+    """A star whose points have radius 1.1 and whose notches have radius `inner`."""
     t = np.arange(2 * points) * np.pi / points
     r = np.where(np.arange(2 * points) % 2 == 0, 1.1, inner)
     return np.stack([r * np.sin(t), -r * np.cos(t)], 1).astype(np.float32)
 
 
 def heart() -> Array:
+    """A heart."""
     t = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     x = 16 * np.sin(t) ** 3
     y = -(13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
@@ -48,7 +53,7 @@ def heart() -> Array:
 
 
 def moon() -> Array:
-    """Crescent: an outer arc and back along an inner one."""
+    """A crescent: an outer arc, and back along an inner one."""
     outer = np.linspace(-2.3, 2.3, 40)
     inner = np.linspace(2.3, -2.3, 40)
     x = np.concatenate([-1.1 * np.cos(outer), 0.34 - 0.50 * np.cos(inner)])
@@ -57,32 +62,37 @@ def moon() -> Array:
 
 
 def leaf() -> Array:
+    """A pointed leaf."""
     t = np.linspace(-1, 1, 32)
     right = np.stack([0.62 * (1 - t**2) * (1 - 0.25 * t), 1.25 * t], 1)
     return np.concatenate([right, right[::-1] * (-1, 1)]).astype(np.float32)
 
 
 def flower() -> Array:
+    """A flower of five petals."""
     return polar(lambda t: 0.78 + 0.30 * np.cos(5 * t))
 
 
 def gear() -> Array:
+    """A wheel of eight teeth."""
     return polar(lambda t: 0.88 + 0.18 * np.sign(np.sin(8 * t)), 192)
 
 
 def cross() -> Array:
+    """A cross of four equal arms."""
     a, b = 0.36, 1.0
-    quarter = np.array([(-a, -b), (a, -b), (a, -a)], np.float32)  # one arm; turned by right angles, the others
+    quarter = np.array([(-a, -b), (a, -b), (a, -a)], np.float32)  # one arm; the others are turned by right angles
     return np.concatenate([quarter @ rotation(turn * np.pi / 2).T for turn in range(4)])
 
 
 def polygon(sides: int, radius: float = 1.0, turn: float = 0.0) -> Array:
+    """A regular polygon; its first corner points up, or is turned by `turn` radians from there."""
     t = turn + np.arange(sides) * 2 * np.pi / sides
     return np.stack([radius * np.sin(t), -radius * np.cos(t)], 1).astype(np.float32)
 
 
 def capsule(spine: Array, start: float, end: float) -> Array:
-    """A limb: the outline around a bent line (n, 2), `start` wide at first, `end` wide and round at last."""
+    """A limb: the outline around a line (n, 2), whose width goes from `start` to `end`, with a round end."""
     direction = np.gradient(spine, axis=0)
     direction /= np.linalg.norm(direction, axis=1, keepdims=True) + 1e-6
     normal = np.stack([-direction[:, 1], direction[:, 0]], 1)
@@ -93,7 +103,7 @@ def capsule(spine: Array, start: float, end: float) -> Array:
 
 
 def bend(start: tuple[float, float], end: tuple[float, float], bulge: float, n: int = 10) -> Array:
-    """Points on a curve from start to end that bulges sideways by `bulge` times its length. (n, 2)"""
+    """Points (n, 2) on a curve from start to end that bulges sideways by `bulge` times its length."""
     a, b = np.array(start), np.array(end)
     t = np.linspace(0, 1, n)[:, None]
     side = np.array([-(b - a)[1], (b - a)[0]])
@@ -104,4 +114,4 @@ def stone(rng: Generator) -> Array:
     """A dented disc of radius about 1."""
     dent, phase, flatness = rng.uniform(0.05, 0.2), rng.uniform(0, 2 * np.pi), rng.uniform(0.5, 1.0)
     outline = polar(lambda t: 1 + dent * np.sin(3 * t + phase) + dent * np.cos(4 * t), 40)
-    return outline * np.float32((1, flatness))
+    return outline * np.array((1, flatness), np.float32)

@@ -22,23 +22,23 @@ Paint = Callable[[Array, Array], Array]  # coordinates x, y -> RGB
 
 
 def natural_noise(rng: Generator, height: int, width: int, roughness: float = 0.5) -> Array:
-    """Noise with the 1/f amplitude spectrum of photographs, in 0..1. (height, width)
+    """Noise (height, width) in 0..1 with the 1/f amplitude spectrum of photographs.
 
-    Octaves of random grids, each twice as fine and `roughness` times as strong (0.5 gives 1/f) as the one before.
+    It is a sum of random grids, each twice as fine and `roughness` times as strong (0.5 gives 1/f) as the one before.
     """
     cells, strength = 2, 1.0
-    field = rng.random((cells, cells), np.float32)
+    field: Array = rng.random((cells, cells), np.float32)
     while 2 * cells <= max(height, width):
         cells, strength = 2 * cells, strength * roughness
         field = cv2.resize(field, (cells, cells), interpolation=cv2.INTER_CUBIC) + strength * rng.random(
             (cells, cells), np.float32
         )
     field = cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC)
-    return cv2.normalize(field, None, 0.0, 1.0, cv2.NORM_MINMAX)
+    return cv2.normalize(field, np.empty_like(field), 0.0, 1.0, cv2.NORM_MINMAX)
 
 
 def random_colour(rng: Generator, saturation: tuple[float, float], value: tuple[float, float]) -> Array:
-    """A random RGB colour of any hue. (3,)"""
+    """A random RGB colour (3,) of any hue."""
     hsv = np.array([[[rng.uniform(0, 360), rng.uniform(*saturation), rng.uniform(*value)]]], np.float32)
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0, 0]
 
@@ -46,13 +46,13 @@ def random_colour(rng: Generator, saturation: tuple[float, float], value: tuple[
 def random_colour_pair(
     rng: Generator, saturation: tuple[float, float], value: tuple[float, float], distance: float
 ) -> tuple[Array, Array]:
-    """Two random colours, no channel of which differs by more than `distance`."""
+    """Two random RGB colours that differ by at most `distance` in each channel."""
     first = random_colour(rng, saturation, value)
     return first, np.clip(random_colour(rng, saturation, value), first - distance, first + distance)
 
 
 def _fur(rng: Generator, noise: Array) -> Callable[[Array, Array], Array]:
-    """A random body texture: a function of body units (x, y) to 0..1. `noise` (128, 128) roughens all of them."""
+    """A random body texture: a function of (x, y) in body units to 0..1, roughened by `noise` (128, 128)."""
     kind, frequency, angle = rng.integers(5), rng.uniform(6, 12), rng.uniform(0, np.pi)
 
     def texture(x: Array, y: Array) -> Array:
@@ -79,17 +79,21 @@ def _fur(rng: Generator, noise: Array) -> Callable[[Array, Array], Array]:
 
 
 def smooth(field: Array, sigma: float) -> Array:
-    """Blur by about `sigma` pixels, in a time that does not grow with it: two box filters."""
+    """Blur by about `sigma` pixels with two box filters, which take the same time for any sigma."""
     side = 2 * round(sigma * 1.22) + 1  # variance of a box: (side^2 - 1) / 12
     return cv2.blur(cv2.blur(field, (side, side)), (side, side))
 
 
 class Brush:
-    """Paints shaded outlines on `canvas` (H, W, 3), lit from direction `light` (x, y), and keeps what they cover."""
+    """Paints shaded outlines on a canvas (H, W, 3), lit from direction `light` (x, y), and records what they cover.
+
+    Attributes:
+        coverage: (H, W) in 0..1, of everything that this brush has painted.
+    """
 
     def __init__(self, canvas: Array, light: Array) -> None:
         self.canvas, self.light = canvas, light
-        self.coverage = np.zeros(canvas.shape[:2], np.float32)  # 0..1, of everything painted since
+        self.coverage: Array = np.zeros(canvas.shape[:2], np.float32)
 
     def fill(self, outline: Array, colour: Paint, relief: float = 1.0) -> None:
         """Paint an outline (N, 2), in pixels. `colour` maps pixels x (1, w), y (h, 1) to RGB (h, w, 3)."""
@@ -111,38 +115,33 @@ class Brush:
         """Brightness of a cushion with this outline: brighter towards the light, darker at the rim."""
         sigma = 0.18 * float(np.sqrt(alpha.sum())) + 0.5
         height = smooth(alpha, sigma)
-        slope_x, slope_y = (
-            cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125),
-            cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125),
-        )
+        slope_x = cv2.Sobel(height, cv2.CV_32F, 1, 0, scale=0.125)
+        slope_y = cv2.Sobel(height, cv2.CV_32F, 0, 1, scale=0.125)
         slope = (slope_x * self.light[0] + slope_y * self.light[1]) * sigma
         return np.clip(0.72 + 0.36 * height - 1.1 * relief * slope, 0.3, 1.35)
 
 
 def paint_creature(brush: Brush, creature: Creature, head: Head, to_pixels: Array, rng: Generator) -> None:
-    """Paint all parts; `to_pixels` is the (2, 3) affine map from body units to pixels."""
+    """Paint all parts of a creature; `to_pixels` is the (2, 3) affine map from body units to pixels."""
     inverse = cv2.invertAffineTransform(to_pixels).astype(np.float32)
     texture = _fur(rng, natural_noise(rng, 128, 128))
     body, trim = (random_colour_pair(rng, (0.05, 0.6), (0.3, 0.9), 0.25) for _ in range(2))
     turn = rotation(-creature.head_turn)
-    tinge, gain = (
-        rng.uniform(-0.04, 0.04, 3),
-        rng.uniform(0.88, 1.08),
-    )  # no two heads of a class have quite the same colour
-    head_colours = [np.clip(gain * np.float32(colour) + tinge, 0, 1) for colour in head.colours]
+    tinge, gain = rng.uniform(-0.04, 0.04, 3), rng.uniform(0.88, 1.08)  # heads of a class differ a little in colour
+    first, second = (np.clip(gain * np.array(colour, np.float32) + tinge, 0, 1) for colour in head.colours)
 
     def units(x: Array, y: Array) -> tuple[Array, Array]:
-        return tuple(inverse[i, 0] * x + inverse[i, 1] * y + inverse[i, 2] for i in range(2))
+        u, v = (inverse[i, 0] * x + inverse[i, 1] * y + inverse[i, 2] for i in range(2))
+        return u, v
 
     def mix(colours: tuple[Array, Array], share: Array) -> Array:
-        return colours[0] + np.float32(share)[..., None] * (colours[1] - colours[0])
+        return colours[0] + np.asarray(share, np.float32)[..., None] * (colours[1] - colours[0])
 
     def head_paint(x: Array, y: Array) -> Array:
         u, v = units(x, y)
         u, v = (u - creature.head_at[0]) / creature.head_radius, (v - creature.head_at[1]) / creature.head_radius
-        return mix(
-            head_colours, PATTERNS[head.pattern](turn[0, 0] * u + turn[0, 1] * v, turn[1, 0] * u + turn[1, 1] * v)
-        )
+        pattern = PATTERNS[head.pattern](turn[0, 0] * u + turn[0, 1] * v, turn[1, 0] * u + turn[1, 1] * v)
+        return mix((first, second), pattern)
 
     paints: dict[str, Paint] = {
         "body": lambda x, y: mix(body, texture(*units(x, y))),
@@ -161,7 +160,11 @@ def _paint_eyes(brush: Brush, creature: Creature, face: tuple[float, float], to_
         x, y = creature.head_at + scale * (rotation(creature.head_turn) @ (face[0] + side, face[1]))
         for radius, grey in ((0.15, 1.0), (0.08, 0.0)):
             outline = transform(to_pixels, ellipse(x, y, scale * radius, scale * radius, n=20))
-            brush.fill(outline, lambda x, y, grey=grey: np.full(3, grey, np.float32), relief=0.0)
+            brush.fill(outline, _flat_grey(grey), relief=0.0)
+
+
+def _flat_grey(grey: float) -> Paint:
+    return lambda x, y: np.full(3, grey, np.float32)
 
 
 # ---------------------------------------------------------------- the whole canvas
@@ -178,9 +181,9 @@ def cast_shadow(canvas: Array, parts: list[Part], to_pixels: Array, light: Array
 
 
 def develop(canvas: Array, rng: Generator) -> NDArray[np.uint8]:
-    """The camera: exposure, colour cast, grain. (H, W, 3) float -> uint8"""
+    """What the camera adds: exposure, colour cast and grain; (H, W, 3) float to uint8."""
     cast = rng.uniform(0.82, 1.15) * rng.uniform(0.94, 1.06, 3)
     grain = 255 * rng.uniform(0.005, 0.025) * rng.standard_normal(canvas.shape[:2], np.float32)
-    # A matrix on (R, G, B) and one call for all pixels: broadcasting over three channels is several times slower.
-    exposed = cv2.add(cv2.transform(canvas, np.float32(255 * np.diag(cast))), cv2.merge([grain] * 3))
-    return cv2.convertScaleAbs(np.maximum(exposed, 0))  # saturates at 255
+    # One matrix for (R, G, B) of all pixels, as broadcasting over three channels is several times slower.
+    exposed = cv2.add(cv2.transform(canvas, (255 * np.diag(cast)).astype(np.float32)), cv2.merge([grain] * 3))
+    return cv2.convertScaleAbs(np.maximum(exposed, 0)).astype(np.uint8, copy=False)  # saturates at 255
