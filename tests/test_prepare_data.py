@@ -46,7 +46,7 @@ def test_it_links_and_checks(tmp_path, name):
     before = {p: p.read_bytes() for d in downloads for p in d.rglob("*.jpg")}
     done = run(tmp_path, name, *downloads)
     assert done.returncode == 0, done.stderr
-    assert f"metadata of {name} are not in metadata yet" in done.stdout
+    assert f"metadata has no metadata of {name} yet" in done.stdout
     found = [file for _, _, files in os.walk(tmp_path / "dataset" / name, followlinks=True) for file in files]
     assert len(found) == len(before) - (6 if name == "CARS" else 0)  # CARS has no val split
     assert run(tmp_path, name, *downloads).returncode == 0  # again: nothing changes
