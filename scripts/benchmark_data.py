@@ -20,18 +20,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-import cv2  # noqa: E402 - the line above makes the project importable
-import numpy as np  # noqa: E402
-from PIL import Image  # noqa: E402
+import cv2
+import numpy as np
+from PIL import Image
 
-from data_loaders import ImageDataset, make_loader  # noqa: E402
-from wsol.datasets.file_checks import missing_files  # noqa: E402
-from wsol.datasets.images import IMAGE_SUFFIXES  # noqa: E402
-from wsol.datasets.reader import (
-    SplitMetadata,  # noqa: E402
-    read_split,  # noqa: E402
-)
-from wsol.datasets.writer import DatasetMetadata, Record, write_metadata  # noqa: E402
+from data_loaders import ImageDataset, make_loader
+from wsol.datasets.file_checks import missing_files
+from wsol.datasets.images import IMAGE_SUFFIXES
+from wsol.datasets.reader import SplitMetadata, read_split
+from wsol.datasets.writer import DatasetMetadata, Record, write_metadata
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -57,7 +57,7 @@ def objects(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("module", "heavy"),
+    "module, heavy",
     [
         ("wsol.datasets", ("torch", "cv2", "numpy", "PIL")),
         ("wsol.datasets.registry", ("torch", "cv2", "numpy", "PIL")),
@@ -100,7 +100,7 @@ def test_metadata_lines_are_wsolevaluations(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    "record, words",
     [
         (Record("a,b.jpg", 0, (9, 9)), "comma"),
         (Record("a.jpg", 2, (9, 9)), "class index 2"),
@@ -180,7 +180,7 @@ def made(request, tmp_path):
 def test_files_agree_with_each_other(made):
     folders, names = made
     assert read(folders.metadata / "classes.txt") == names
-    for split, number in zip(("train", "val", "test"), (4, 1, 2)):
+    for split, number in zip(SPLITS, (4, 1, 2), strict=True):
         ids = read(folders.metadata / split / "image_ids.txt")
         labels = dict(line.split(",") for line in read(folders.metadata / split / "class_labels.txt"))
         sizes = {
@@ -197,7 +197,7 @@ def test_files_agree_with_each_other(made):
         for image_id in ids:
             assert Path(image_id).parts[:2] == (split, names[int(labels[image_id])].replace(" ", "_"))
             assert cv2.imread(str(folders.images / image_id)).shape[:2] == sizes[image_id][::-1]
-        for (image_id, *box), (_, mask_path, ignore) in zip(boxes, masks):
+        for (image_id, *box), (_, mask_path, ignore) in zip(boxes, masks, strict=True):
             mask = cv2.imread(str(folders.masks / mask_path), cv2.IMREAD_UNCHANGED)
             assert ignore == "" and mask.shape == sizes[image_id][::-1] and set(np.unique(mask)) == {0, 255}
             ys, xs = np.nonzero(mask)
@@ -238,7 +238,7 @@ def test_scenes_vary_and_some_hold_a_pair():
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"num_classes": 13}, "2 to 12, got 13"), ({"images_per_class": (1, 0, 1)}, "at least 1")]
+    "options, words", [({"num_classes": 13}, "2 to 12, got 13"), ({"images_per_class": (1, 0, 1)}, "at least 1")]
 )
 def test_synthetic_refuses_numbers(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
@@ -377,7 +377,7 @@ def bad_alpha(objects: Path, alpha: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "options", "words"),
+    "spoil, options, words",
     [
         (lambda o: bad_alpha(o, 0), {}, r"bad\.png is transparent everywhere.*remove"),
         (lambda o: bad_alpha(o, 255), {}, r"bad\.png has no transparent background"),

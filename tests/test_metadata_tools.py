@@ -1,4 +1,4 @@
-"""scripts/prepare_metadata.py: official files → wsolevaluation's metadata, byte for byte; own folders; copies; checks."""
+"""scripts/prepare_metadata.py: official files become wsolevaluation's metadata byte for byte; own folders; checks."""
 
 import importlib.util
 import json
@@ -50,7 +50,7 @@ def run(capsys, tmp_path, monkeypatch):
     return command
 
 
-# --------------------------------------------------------------------------- official files, rebuilt from the real metadata
+# ---------------------------------------------------------- official files, rebuilt from the real metadata
 
 
 @pytest.fixture
@@ -258,7 +258,7 @@ def test_copy_maps_the_former_name_and_changes_no_byte(run, checkout, tmp_path):
     assert "nothing was changed" in run("copy", checkout / "metadata/Shapes")[1]  # a data set's own folder will do
     (checkout / "metadata/Shapes/test/localization.txt").write_text("test/0/0.png,1,2\n")
     code, _, error = run("copy", checkout, "--force")
-    assert code == 2 and "has no mask for test/0/1.png" in error or "localization.txt" in error
+    assert code == 2 and ("has no mask for test/0/1.png" in error or "localization.txt" in error)
     assert files_below(made) == {
         k.removeprefix("metadata/Shapes/"): v for k, v in before.items() if k.startswith("metadata/Shapes/")
     }

@@ -1,4 +1,4 @@
-"""Data sets in wsolevaluation's format: the known ones, reading, checking and loading them, generating and writing them.
+"""Data sets in wsolevaluation's format: listing, reading, checking, loading, generating and writing them.
 
 registry: known data sets and splits. reader: the text files. load: a whole data set, its files checked.
 images, masks: decoding. writer: the text files, written. synthetic, cutouts: data sets that we generate.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from timm.data import ImageNetInfo
+from timm.data.imagenet_info import ImageNetInfo
 from torchvision.models import ResNet18_Weights
 
 from wsol.errors import InputError, first_few, nearest

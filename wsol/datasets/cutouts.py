@@ -1,8 +1,8 @@
 """The data set `CUTOUTS`: cut-out objects (RGBA pictures) pasted on photographs, with exact boxes and masks.
 
-The cutouts come from a folder with one subfolder per class, or from Debian's `tuxpaint-stamps-default`; none of them are
-part of this repository. They are divided between train, val and test before anything is composed, so no object appears
-in two splits.
+The cutouts come from a folder with one subfolder per class, or from Debian's `tuxpaint-stamps-default`; none of them
+are part of this repository. They are divided between train, val and test before anything is composed, so no object
+appears in two splits.
 Command: scripts/prepare_cutouts.py.
 """
 

@@ -2,7 +2,8 @@
 
     <folder>/<split>/{image_ids,class_labels,image_sizes,localization,masks}.txt
 
-Files are read in blocks of lines, so little memory is needed beside the result; the numbers of a block become one array.
+Files are read in blocks of lines, so little memory is needed beside the result. The numbers of a block become one
+array.
 Format: clovaai/wsolevaluation, README "Metadata"; `masks.txt` is our addition. See metadata/README.md.
 """
 

@@ -69,7 +69,7 @@ class DatasetFolders(NamedTuple):
     def named(
         cls, name: str, data_root: Path | str, metadata_root: Path | str, mask_root: Path | str | None = None
     ) -> DatasetFolders:
-        """The folders of data set `name` below the three roots; masks are beside the images unless `mask_root` is given.
+        """The folders of data set `name` below the roots; masks are beside the images unless `mask_root` is given.
 
         Raises:
             InputError: the name cannot be that of a folder.
@@ -155,6 +155,7 @@ def mask_box(mask: NDArray[np.uint8]) -> Box:
 
 
 def _save(path: Path, pixels: NDArray[np.uint8], options: list[int]) -> None:
-    """Encode in the format of the path's suffix and write. (cv2.imwrite only returns False on a full disk.)"""
+    """Encode in the format of the path's suffix, and write."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    # Not cv2.imwrite, which only returns False on a full disk.
     path.write_bytes(cv2.imencode(path.suffix, np.ascontiguousarray(pixels), options)[1].tobytes())

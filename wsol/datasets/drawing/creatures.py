@@ -122,7 +122,7 @@ def _bird(rng: Generator) -> Plan:
     parts.append(Part(capsule(bend((0.5, -0.2), head, -0.08), 0.65, 0.34), "body"))
     parts.append(Part(ellipse(0, 0, long, high, tilt), "body"))
     wing = capsule(bend((0.4, -0.15), (-long * 0.9, rng.uniform(-0.9, 0.3)), rng.uniform(0.05, 0.25)), 0.55, 0.2)
-    return parts + [Part(wing, "trim")], head
+    return [*parts, Part(wing, "trim")], head
 
 
 def _beetle(rng: Generator) -> Plan:

@@ -42,8 +42,11 @@ def read_ilsvrc(
     if annotations is None and train is None:
         raise InputError("nothing to do: give --annotations (the folder of val's XML), --train, or both")
     train_ids = [] if train is None else _train_ids(train)
+    names: dict[str, str] = {}  # WordNet id → class name
     if synsets is not None:
-        names = dict((line.split(maxsplit=1) + [""])[:2] for line in read_lines(synsets))
+        for line in read_lines(synsets):
+            wnid, *name = line.split(maxsplit=1)
+            names[wnid] = name[0] if name else wnid
     elif train_ids:
         names = {wnid: wnid for wnid in map(_wnid, train_ids)}
     else:
@@ -60,7 +63,7 @@ def read_ilsvrc(
     if annotations is not None:
         expected = None if ground_truth is None else _read_ground_truth(ground_truth, meta)
         records["test"] = _test_records(annotations, class_index, images, sizes_file, expected)
-    return DatasetMetadata(records, [names[wnid] or wnid for wnid in class_index], final_newline=False)
+    return DatasetMetadata(records, [names[wnid] for wnid in class_index], final_newline=False)
 
 
 def _wnid(train_id: str) -> str:
