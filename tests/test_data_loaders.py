@@ -63,7 +63,7 @@ def test_masks_of_either_file(tiny):
         ("class_labels.txt", "a/x.jpg,0\n", "class_labels.txt has no line for b/one, two.jpg"),
         ("class_labels.txt", "a/x.jpg,zero\n", r"class_labels.txt:1: 'zero' is not a class index"),
         ("class_labels.txt", "a/x.jpg,0\n\nb/one, two.jpg,-1\n", r"class_labels.txt:3: class index -1"),
-        ("class_labels.txt", "a/x.jpg\n", r"class_labels.txt:1: 'a/x.jpg' is not path,class_index"),
+        ("class_labels.txt", "a/x.jpg\n", r"class_labels.txt:1: 'a/x.jpg' is not of the form path,class_index"),
         ("image_sizes.txt", "a/x.jpg,448,0\n", r"image_sizes.txt:1: width and height"),
         ("image_sizes.txt", "a/x.jpg,448,112\n", "image_sizes.txt has no width,height for b/one, two.jpg"),
         ("localization.txt", "a/x.jpg,10,20,30,40\n", "localization.txt has no box for b/one, two.jpg"),

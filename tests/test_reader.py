@@ -131,7 +131,11 @@ def test_mutated_files_give_an_input_error_or_are_read(tmp_path, files, data):
 @pytest.mark.parametrize(
     "name, text, message",
     [
-        ("class_labels.txt", "a/x.jpg,0\na/x.jpg,0\na/x.jpg,1\n", r"class_labels.txt:\d: a class index of this image"),
+        (
+            "class_labels.txt",
+            "a/x.jpg,0\na/x.jpg,0\na/x.jpg,1\n",
+            r"class_labels.txt:\d: another line gives a different class index",
+        ),
         (
             "class_labels.txt",
             "a/x.jpg,12345678901234567890\n",
@@ -141,7 +145,11 @@ def test_mutated_files_give_an_input_error_or_are_read(tmp_path, files, data):
         ("class_labels.txt", "\na/x.jpg,1_0\n", "class_labels.txt:2: '1_0' is not a class index"),
         ("class_labels.txt", "a/x.jpg,٣\n", "class_labels.txt:1: '٣' is not a class index"),
         ("class_labels.txt", "a/x.jpg,0\nb\0,1\n", "class_labels.txt:2: a NUL byte"),
-        ("image_sizes.txt", "a/x.jpg,448,112\na/x.jpg,448,113\n", r"image_sizes.txt:\d: a size of this image"),
+        (
+            "image_sizes.txt",
+            "a/x.jpg,448,112\na/x.jpg,448,113\n",
+            r"image_sizes.txt:\d: another line gives a different size",
+        ),
         (
             "localization.txt",
             "a/x.jpg,0,0,5,5\n\na/x.jpg,0,0,5,-9223372036854775808\n",

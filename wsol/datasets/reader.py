@@ -154,7 +154,7 @@ def unknown_ids(path: Path, image_ids: Sequence[str], count: int) -> list[str]:
     unknown: dict[str, None] = {}
     for first, lines in _blocks(path):
         numbers = np.arange(first, first + len(lines))[[bool(line) for line in lines]]
-        names = _columns(path, numbers, list(filter(None, lines)), count, "a line of this file")[0]
+        names = _columns(path, numbers, list(filter(None, lines)), count, ",".join(["path", *["field"] * count]))[0]
         unknown |= dict.fromkeys(name for name in names if name not in known)
     return list(unknown)
 
@@ -202,7 +202,7 @@ class _Rows(NamedTuple):
     fields: list[list[str]]
 
 
-def _rows(path: Path, position: dict[str, int], count: int, what: str) -> Iterator[_Rows]:
+def _rows(path: Path, position: dict[str, int], count: int, form: str) -> Iterator[_Rows]:
     """Yield the lines `path,field,...` of a file, block by block; each has `count` fields behind the id.
 
     Ids may contain commas, so fields are split off from the right. Lines about images that image_ids.txt does not list
@@ -213,7 +213,7 @@ def _rows(path: Path, position: dict[str, int], count: int, what: str) -> Iterat
         if not all(lines):
             numbers = numbers[[bool(line) for line in lines]]
             lines = list(filter(None, lines))
-        names, *fields = _columns(path, numbers, lines, count, what)
+        names, *fields = _columns(path, numbers, lines, count, form)
         indices = np.array([position.get(name, -1) for name in names], dtype=np.int64)
         known = indices >= 0
         if not known.all():
@@ -223,7 +223,7 @@ def _rows(path: Path, position: dict[str, int], count: int, what: str) -> Iterat
             yield _Rows(numbers, indices, fields)
 
 
-def _columns(path: Path, numbers: NDArray[np.int64], lines: list[str], count: int, what: str) -> list[list[str]]:
+def _columns(path: Path, numbers: NDArray[np.int64], lines: list[str], count: int, form: str) -> list[list[str]]:
     """Columns: the ids, then each of the `count` fields behind them; InputError for a line with fewer fields."""
     if all(line.count(",") == count for line in lines):
         # One flat list: with one list per line, Python's garbage collector takes four times as long as the reading.
@@ -233,7 +233,7 @@ def _columns(path: Path, numbers: NDArray[np.int64], lines: list[str], count: in
     for number, line in zip(numbers, lines, strict=True):
         row = line.rsplit(",", count)
         if len(row) != count + 1:
-            raise InputError(f"{path}:{number}: '{_short(line)}' is not {what}")
+            raise InputError(f"{path}:{number}: '{_short(line)}' is not of the form {form}")
         for column, field in zip(columns, row, strict=True):
             column.append(field)
     return columns
@@ -249,7 +249,7 @@ def _integers(path: Path, rows: _Rows, what: str, most: int) -> NDArray[np.int64
                 _parse(fields)
             except ValueError:
                 raise InputError(
-                    f"{path}:{number}: '{_short(','.join(fields))}' is not {what} in whole numbers"
+                    f"{path}:{number}: '{_short(','.join(fields))}' is not {what}; expected whole numbers"
                 ) from None
         raise
     table = np.stack(values, axis=1)
@@ -286,7 +286,7 @@ def read_labels(path: Path, position: dict[str, int]) -> NDArray[np.int64]:
         if (values < 0).any():
             row = int(np.argmax(values < 0))
             raise InputError(f"{path}:{rows.numbers[row]}: class index {values[row]} is negative; classes count from 0")
-        _assign(path, rows, labels[:, None], values[:, None], labels >= 0, "a class index")
+        _assign(path, rows, labels[:, None], values[:, None], labels >= 0, "class index")
     if (labels < 0).any():
         raise InputError(f"{path} has no line for {list(position)[int(np.argmin(labels))]}")
     return labels
@@ -302,7 +302,7 @@ def read_sizes(path: Path, position: dict[str, int]) -> NDArray[np.int64] | None
         empty = values.min(axis=1) < 1
         if empty.any():
             raise InputError(f"{path}:{rows.numbers[int(np.argmax(empty))]}: width and height must be at least 1")
-        _assign(path, rows, sizes, values, sizes[:, 0] > 0, "a size")
+        _assign(path, rows, sizes, values, sizes[:, 0] > 0, "size")
     return sizes if sizes.any() else None
 
 
@@ -315,8 +315,8 @@ def _assign(path: Path, rows: _Rows, table: NDArray, values: NDArray, filled: ND
     for clash in (differs, after):
         if clash.any():
             raise InputError(
-                f"{path}:{rows.numbers[int(np.argmax(clash))]}: {what} of this image is also on another "
-                "line, with another value; keep one"
+                f"{path}:{rows.numbers[int(np.argmax(clash))]}: another line gives a different {what} for this "
+                "image; keep one"
             )
 
 
