@@ -160,9 +160,9 @@ def test_skip_bad_images_is_a_run_without_them(tmp_path, command, augment):
     for split, stems in bad.items():
         assert f"{len(stems)} of 12 images of the {split} split are left out" in out
         assert all(f"{split}/{stem}" in out for stem in stems)
-    clean, found = (json.loads((tmp_path / n / "runs/run/results.json").read_text()) for n in ("clean", "spoilt"))
-    assert found["num_images"] == 9 and found["num_skipped"] == 3 and "num_skipped" not in clean
-    assert found["rows"] == clean["rows"] and found["classification"] == clean["classification"]
+    clean, skipping = (json.loads((tmp_path / n / "runs/run/results.json").read_text()) for n in ("clean", "spoilt"))
+    assert skipping["num_images"] == 9 and skipping["num_skipped"] == 3 and "num_skipped" not in clean
+    assert skipping["rows"] == clean["rows"] and skipping["classification"] == clean["classification"]
     code, _, out = command(["--root", str(tmp_path / "spoilt/runs"), "--experiment_name", "run", "--eval_only"])
     assert code == 0 and "3 of 12 images of the test split are left out" in out
 
@@ -245,14 +245,14 @@ def test_a_file_that_is_cut_short_does_not_look_whole(tmp_path, kind):
     assert looks_whole(path)
 
 
-def test_a_whole_file_with_much_behind_its_end_is_decoded_and_welcome(shapes):
+def test_a_whole_file_with_much_padding_is_decoded_and_accepted(shapes):
     image = shapes / "dataset/Shapes/train/0/1.png"
     image.write_bytes(image.read_bytes() + b"\0" * 5000)
     assert not looks_whole(image)
     load_data("Shapes", *[str(shapes / part) for part in ("dataset", "metadata", "dataset")], splits=("train", "test"))
 
 
-def test_a_network_that_cannot_be_had_leaves_no_data_set_behind(tmp_path, command):
+def test_a_network_that_cannot_be_built_leaves_no_data_set_behind(tmp_path, command):
     flags = [
         "--data_root",
         str(tmp_path / "d"),

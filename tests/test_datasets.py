@@ -367,9 +367,9 @@ def test_tuxpaint_layout_is_detected_and_leaves_cartoons_out(tmp_path):
             (stamps / place / name).parent.mkdir(parents=True, exist_ok=True)
             (stamps / place / name).touch()
     assert cutouts.detect_layout(tmp_path) == cutouts.detect_layout(stamps) == "tuxpaint"
-    found = cutouts.find_cutouts(tmp_path)
-    assert list(found) == list(cutouts.TUXPAINT_CLASSES)
-    assert [p.name for p in found["fish"]] == ["z.png", "x.png"] and sum(map(len, found.values())) == 14
+    classes = cutouts.find_cutouts(tmp_path)
+    assert list(classes) == list(cutouts.TUXPAINT_CLASSES)
+    assert [p.name for p in classes["fish"]] == ["z.png", "x.png"] and sum(map(len, classes.values())) == 14
 
 
 def bad_alpha(objects: Path, alpha: int) -> None:

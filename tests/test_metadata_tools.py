@@ -379,10 +379,10 @@ def test_own_folder(run, pictures, tmp_path, kind):
     data = read_own(tmp_path)
     assert data.class_names == ["cat", "dog"]
     for split in ("val", "test"):
-        found = data.splits[split]
-        assert [b.tolist() for b in found.boxes] == [[expected_box(i)] for i in found.image_ids]
-        assert found.labels.tolist() == [int("dog" in i) for i in found.image_ids]
-        assert (found.masks is not None) == (kind == "masks")
+        metadata = data.splits[split]
+        assert [b.tolist() for b in metadata.boxes] == [[expected_box(i)] for i in metadata.image_ids]
+        assert metadata.labels.tolist() == [int("dog" in i) for i in metadata.image_ids]
+        assert (metadata.masks is not None) == (kind == "masks")
     if kind == "masks":
         assert load_mask(data.splits["test"].mask_root, data.splits["test"].masks[0]).sum() > 500
     ids = [set(s.image_ids) for s in data.splits.values()]

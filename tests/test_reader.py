@@ -111,21 +111,21 @@ def mutated(draw, files: dict[str, str]) -> dict[str, bytes]:
 @given(data=st.data())
 def test_mutated_files_give_an_input_error_or_are_read(tmp_path, files, data):
     write(tmp_path, data.draw(mutated(files)))
-    found, message = None, ""
+    metadata, message = None, ""
     try:
-        found = read(tmp_path)
+        metadata = read(tmp_path)
     except InputError as error:
         message = str(error)
-    if found is None:
+    if metadata is None:
         assert ".txt" in message and "\n" not in message and len(message) < len(str(tmp_path)) + 7000
         return
-    assert len(found) == len(found.labels) == len(set(found.image_ids)) and found.labels.min() >= 0
-    if found.boxes is not None:
-        assert len(found.boxes) == len(found)
-        for i in range(len(found)):
-            assert len(found.scaled_boxes(i)) >= 1
-    if found.masks is not None:
-        assert len(found.masks) == len(found) and all(m.foreground for m in found.masks)
+    assert len(metadata) == len(metadata.labels) == len(set(metadata.image_ids)) and metadata.labels.min() >= 0
+    if metadata.boxes is not None:
+        assert len(metadata.boxes) == len(metadata)
+        for i in range(len(metadata)):
+            assert len(metadata.scaled_boxes(i)) >= 1
+    if metadata.masks is not None:
+        assert len(metadata.masks) == len(metadata) and all(m.foreground for m in metadata.masks)
 
 
 @pytest.mark.parametrize(
@@ -165,8 +165,8 @@ def test_what_mutation_found_is_named_with_its_line(tmp_path, name, text, messag
 
 def test_marks_of_other_systems_are_read(tmp_path):
     files = {name: b"\xef\xbb\xbf" + text.replace("\n", "\r\n").encode() for name, text in BOXES.items()}
-    found = read(write(tmp_path, files))
-    assert found.image_ids == IDS and found.labels.tolist() == [0, 1, 2, 3]
+    metadata = read(write(tmp_path, files))
+    assert metadata.image_ids == IDS and metadata.labels.tolist() == [0, 1, 2, 3]
 
 
 def test_blocks_agree_with_one_piece(tmp_path, monkeypatch):

@@ -36,14 +36,14 @@ def copy_metadata(
         metadata_root: where to copy to.
         names: data sets; empty for all.
         splits: the splits to copy.
-        force: replace splits that are there already.
+        force: replace splits that exist already.
         report: called with one line per data set.
 
     Returns:
         The names of the data sets.
 
     Raises:
-        InputError: the source has no such data set, a file is malformed, or a different split is there already.
+        InputError: the source has no such data set, a file is malformed, or a split exists already with other content.
     """
     if not Path(source).is_dir() and ("://" in source or source.startswith("git@") or source.endswith(".git")):
         with tempfile.TemporaryDirectory(prefix="metadata-") as folder:

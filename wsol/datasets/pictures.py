@@ -23,7 +23,7 @@ class Picture(NamedTuple):
 def find_pictures(places: Sequence[str], out: Path) -> list[Picture]:
     """The files named, and those below the folders named, in order; each once, each with a stem of its own.
 
-    Hidden files and everything in `out` are passed over. A stem is the path below the named folder; if two would be
+    Hidden files and everything in `out` are skipped. A stem is the path below the named folder; if two would be
     equal, leading folders are added until they differ.
 
     Raises:
