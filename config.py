@@ -17,8 +17,7 @@ import yaml
 from wsol.backbones import ARCHITECTURES, FORMS, LAST_LAYERS, get_architecture
 from wsol.cam import CAM_METHODS, HEADS, NORMALIZATIONS, PERTURB_BATCH
 from wsol.classifier import PARTS
-from wsol.datasets.registry import DATASETS, dataset_facts
-from wsol.datasets.writer import SPLITS
+from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
@@ -636,7 +635,7 @@ def complete(config: munch.Munch) -> munch.Munch:
         "unfreeze_layer": "fc2" if b2 else "all",
         "lr": 0.003 if b2 else 0.01,
         "vanilla_epochs": config.epochs,
-        "augment": dataset_facts(config.dataset_name).augment,
+        "augment": dataset_info(config.dataset_name).augment,
         "methods": [config.method] if config.method else list(DEFAULT_METHODS),
         "heads": default_heads(b2),
         "wandb": bool(config.project or config.wandb_name),

@@ -1,12 +1,14 @@
-"""Data sets in wsolevaluation's metadata format: reading, checking, loading.
+"""Torch data sets and loaders of images, with their augmentation; and wsolevaluation's names of data loading.
 
-    <metadata_root>/<dataset_name>/<split>/{image_ids,class_labels,image_sizes,localization,masks}.txt
-    <data_root>/<dataset_name>/<image id>        <mask_root>/<dataset_name>/<mask path>
+    data = load_data("CUB", "dataset", "metadata", "dataset", splits=("train", "test"))   # wsol.datasets.load
+    dataset = ImageDataset(data.splits["train"], crop_size=224, mean=MEAN, std=STD, augment="crop_flip")
+    loader = make_loader(dataset, batch_size=32, workers=4, shuffle_seed=0)
 
-Format: clovaai/wsolevaluation, README "Metadata"; `masks.txt` and `classes.txt`
-are additions. wsol/datasets/reader.py reads a split; every error names the file
-and the line.
+All randomness is keyed by (seed, moment, index), so it is the same with any number of workers and after a resumed run.
+A moment is (stage, epoch), see `set_epoch`.
 """
+
+from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
@@ -17,53 +19,53 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
-from wsol.datasets.images import eval_tensor, load_image, load_picture, normalized
+from wsol.datasets.images import load_image, load_picture
 from wsol.datasets.reader import SplitMetadata
-from wsol.wsolevaluation import (  # noqa: F401  (this module's names in wsolevaluation, for code written against them)
-    configure_metadata,
-    get_bounding_boxes,
-    get_class_labels,
-    get_image_ids,
-    get_image_sizes,
-    get_mask_paths,
-)
-
-# --------------------------------------------------------------------------- the data sets that are known by name
-
-
-# --------------------------------------------------------------------------- a data set
-
-
-# --------------------------------------------------------------------------- images and masks
+from wsol.datasets.transforms import eval_tensor, normalized
+from wsol.wsolevaluation import configure_metadata as configure_metadata
+from wsol.wsolevaluation import get_bounding_boxes as get_bounding_boxes
+from wsol.wsolevaluation import get_class_labels as get_class_labels
+from wsol.wsolevaluation import get_image_ids as get_image_ids
+from wsol.wsolevaluation import get_image_sizes as get_image_sizes
+from wsol.wsolevaluation import get_mask_paths as get_mask_paths
 
 
 class ImageDataset(Dataset):
-    """(image (3, crop, crop) float32 normalised, label, index) of one split.
-
-    With `augment="crop_flip"`: resize to resize_size squared, random crop,
-    horizontal flip; the draw depends on (seed, moment, index) alone, so it is the
-    same with any number of workers and after a resumed run. The moment is (stage,
-    epoch), see set_epoch.
-    """
+    """The images of one split: (image (3, crop_size, crop_size) float32, label, index)."""
 
     def __init__(
         self,
         metadata: SplitMetadata,
         *,
         crop_size: int,
-        mean,
-        std,
+        mean: Sequence[float],
+        std: Sequence[float],
         augment: str = "none",
         resize_size: int = 256,
         seed: int = 0,
     ):
+        """Keep the settings; images are read when they are asked for.
+
+        Args:
+            metadata: the split.
+            crop_size: side of the images returned.
+            mean: per channel, for normalization.
+            std: per channel, for normalization.
+            augment: "none" resizes the image to crop_size x crop_size; "crop_flip" resizes it to resize_size x
+                resize_size, then crops and flips it at random.
+            resize_size: see `augment`.
+            seed: of the random crops and flips.
+        """
         self.metadata, self.crop_size, self.resize_size = metadata, crop_size, resize_size
-        self.mean, self.std, self.augment, self.seed, self.moment = mean, std, augment, seed, (0, 0)
+        self.mean, self.std, self.augment, self.seed = mean, std, augment, seed
+        self.moment = (0, 0)
 
     def __len__(self) -> int:
+        """Number of images."""
         return len(self.metadata)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        """Read and augment one image."""
         image = load_image(self.metadata.image_path(index))
         label = int(self.metadata.labels[index])
         if self.augment == "none":
@@ -77,50 +79,60 @@ class ImageDataset(Dataset):
 
 
 class Pictures(Dataset):
-    """(image (3, crop, crop) float32 normalised, index) of picture files, squeezed to a square as for evaluation."""
+    """Picture files, resized to a square as for evaluation: (image (3, crop_size, crop_size) float32, index)."""
 
-    def __init__(self, paths: Sequence[Path], crop_size: int, mean, std):
+    def __init__(self, paths: Sequence[Path], crop_size: int, mean: Sequence[float], std: Sequence[float]):
+        """Keep the settings; pictures are read when they are asked for."""
         self.paths, self.crop_size, self.mean, self.std = paths, crop_size, mean, std
 
     def __len__(self) -> int:
+        """Number of pictures."""
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        """Read one picture."""
         return eval_tensor(load_picture(self.paths[index]), self.crop_size, self.mean, self.std), index
 
 
-class EpochShuffle(Sampler):
-    """A permutation that depends on (seed, moment) alone; call set_epoch before each epoch."""
+class EpochShuffle(Sampler[int]):
+    """A permutation that depends only on (seed, moment); call `set_epoch` before each epoch."""
 
     def __init__(self, length: int, seed: int):
-        self.length, self.seed, self.moment = length, seed, (0, 0)
+        """Shuffle the indices 0..length-1."""
+        self.length, self.seed = length, seed
+        self.moment = (0, 0)
 
     def __len__(self) -> int:
+        """Number of indices."""
         return self.length
 
     def __iter__(self) -> Iterator[int]:
+        """Iterate over the permutation of this moment."""
         return iter(np.random.default_rng((self.seed, *self.moment, 0)).permutation(self.length).tolist())
 
 
-def make_loader(dataset: Dataset, batch_size: int, workers: int, shuffle_seed: int | None = None) -> DataLoader:
-    """A loader that shuffles (training) if it is given a seed, and keeps the order (evaluation) otherwise.
+def make_loader(
+    dataset: ImageDataset | Pictures, batch_size: int, workers: int, shuffle_seed: int | None = None
+) -> DataLoader:
+    """A loader that shuffles if it is given a seed (training), and otherwise keeps the order (evaluation).
 
-    BatchNorm cannot learn from a single image: a last training batch of one is left out, a different image each epoch.
+    BatchNorm cannot learn from a single image, so a last training batch of one image is left out; each epoch, this is
+    a different image.
     """
     sampler = None if shuffle_seed is None else EpochShuffle(len(dataset), shuffle_seed)
-    lonely = sampler is not None and len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
+    ends_with_one = len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
     return DataLoader(
         dataset,
         batch_size,
         sampler=sampler,
         num_workers=min(workers, len(os.sched_getaffinity(0))),
-        drop_last=lonely,
+        drop_last=sampler is not None and ends_with_one,
         pin_memory=torch.cuda.is_available(),
     )
 
 
 def set_epoch(loader: DataLoader, moment: tuple[int, int]) -> None:
-    """Tell shuffling and augmentation the moment, (number of the stage, epoch), that their draws depend on."""
+    """Set the moment (number of the stage, epoch) that shuffling and augmentation depend on."""
     for part in (loader.sampler, loader.dataset):
         if hasattr(part, "moment"):
             part.moment = moment

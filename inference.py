@@ -16,7 +16,6 @@ are stretched back and drawn over the picture in its own size and proportions.
 import io
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -36,13 +35,11 @@ from wsol.backbones import get_architecture
 from wsol.cam import CamExtractor, ScoreMaps, Variant, to_scoremaps, variants
 from wsol.classifier import Classifier, Output
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
-from wsol.datasets.files import broken_files
-from wsol.datasets.folder import SUFFIXES
-from wsol.datasets.images import check_picture, load_picture
-from wsol.datasets.registry import dataset_facts
+from wsol.datasets.images import load_picture
+from wsol.datasets.pictures import Picture, find_pictures, readable_pictures
+from wsol.datasets.registry import dataset_info
 from wsol.device import select_device, to_device
 from wsol.errors import InputError
-from wsol.evaluation.saved_maps import file_stems
 from wsol.files import write_file
 from wsol.geometry import RESOLUTION
 from wsol.log import log, progress, start_log
@@ -50,7 +47,6 @@ from wsol.run import checkpoint, command, figures
 from wsol.run.restore import restore, settle_form, try_out
 
 TOP = 5  # classes that are printed and drawn
-MOST_NAMED = 20  # bad pictures that are named
 
 # What compute_scoremaps calls on each batch: model, images on its device, raw maps of the predicted class, both heads'
 # output, indices.
@@ -138,13 +134,6 @@ def jpeg(pixels: np.ndarray) -> bytes:
 # --------------------------------------------------------------------------- the command: any picture, any network
 
 
-class Picture(NamedTuple):
-    """path: the file; stem: what its results are called below --out."""
-
-    path: Path
-    stem: str
-
-
 class Explanation(NamedTuple):
     """What is drawn of one picture.
 
@@ -170,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     model = build_model(config, saved)
     names, synonyms = class_names(model, saved)
     class_id = None if config.wanted_class is None else find_class(config.wanted_class, names, synonyms)
-    good = leave_out_bad(pictures, config.skip_bad_images, config.workers)
+    good = readable_pictures(pictures, config.skip_bad_images, config.workers)
     check_free(out, good, variants(config.methods, config.heads), config.save_npy, config.override_cache)
 
     device = select_device(gpu_indices(config.gpus))
@@ -196,63 +185,6 @@ def main(argv: list[str] | None = None) -> None:
             list(pool.map(lambda explanation: draw(explanation, config.heads, out, config.save_npy), batch))
     left_out = f", {len(pictures) - len(good)} left out" if len(good) < len(pictures) else ""
     log.info("pictures: %d%s; grids are in %s, overlays beside it", len(good), left_out, out / "grid")
-
-
-def find_pictures(places: Sequence[str], out: Path) -> list[Picture]:
-    """The files named and, in order, those below the folders named: each once, each under a stem of its own.
-
-    Hidden files and what lies in `out` are passed over. A stem is the path below the folder named; where two would be
-    alike, so much of the path before it as tells them apart.
-
-    Raises:
-        InputError: a path does not exist, or a folder holds no picture.
-    """
-    files: dict[str, Path] = {}  # absolute path → the path as it was named
-    ids: dict[str, str] = {}  # absolute path → the stem, its extension still on
-    for place in map(Path, places):
-        if place.is_file():
-            below = [place]
-        elif place.is_dir():
-            below = _pictures_below(place, out)
-        else:
-            raise InputError(f"{place} is missing: there is no such picture or folder")
-        for path in below:
-            files.setdefault(os.path.abspath(path), path)
-            ids.setdefault(os.path.abspath(path), path.name if path == place else path.relative_to(place).as_posix())
-    while alike := {image_id for image_id, times in Counter(ids.values()).items() if times > 1}:
-        for path, image_id in ids.items():
-            if image_id in alike:
-                ids[path] = "/".join(Path(path).parts[1:][-image_id.count("/") - 2 :])
-    return [Picture(path, stem) for path, stem in zip(files.values(), file_stems(list(ids.values())), strict=True)]
-
-
-def _pictures_below(folder: Path, out: Path) -> list[Path]:
-    """Files with a picture's suffix at any depth, sorted; not the hidden ones, nor those in `out`."""
-    own = Path(os.path.abspath(out))
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and own not in Path(os.path.abspath(path)).parents
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not found:
-        raise InputError(f"there is no picture in {folder} ({', '.join(sorted(SUFFIXES))})")
-    return found
-
-
-def leave_out_bad(pictures: Sequence[Picture], skip: bool, workers: int) -> list[Picture]:
-    """The pictures that can be decoded; InputError for the first that cannot, or with `skip` only if none can."""
-    bad = broken_files(lambda i: check_picture(pictures[i].path), range(len(pictures)), "decoding", workers)
-    if bad and (not skip or len(bad) == len(pictures)):
-        first, more = next(iter(bad.values())), f" (bad, too: {len(bad) - 1} more)" if len(bad) > 1 else ""
-        raise InputError(first + more)
-    for reason in list(bad.values())[:MOST_NAMED]:
-        log.warning("left out: %s", reason)
-    if len(bad) > MOST_NAMED:
-        log.warning("left out: %d more", len(bad) - MOST_NAMED)
-    return [picture for i, picture in enumerate(pictures) if i not in bad]
 
 
 def check_free(out: Path, pictures: Sequence[Picture], wanted: Sequence[Variant], raw: bool, override: bool) -> None:
@@ -343,7 +275,7 @@ def class_names(model: Classifier, saved: checkpoint.Found | None) -> tuple[list
     A checkpoint of 1000 classes that does not name its data set is taken for one of ILSVRC.
     """
     trained_on = "ILSVRC" if saved is None else saved.content.get("dataset_name", "ILSVRC")
-    if model.num_classes == len(imagenet_names()) and dataset_facts(trained_on).imagenet:
+    if model.num_classes == len(imagenet_names()) and dataset_info(trained_on).imagenet:
         return imagenet_names(), imagenet_synonyms()
     return saved.class_names(model.head_name, []), None
 

@@ -25,7 +25,7 @@ from wsol.datasets.images import load_image
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import SplitMetadata
-from wsol.datasets.registry import dataset_facts, is_made_when_used
+from wsol.datasets.registry import dataset_info, will_be_generated
 from wsol.device import select_device
 from wsol.errors import InputError
 from wsol.evaluation.fidelity import FidelityEvaluation
@@ -111,7 +111,7 @@ def configure(argv: list[str] | None):
 
 def read_data(config, saved: checkpoint.Found | None) -> WsolData:
     """The metadata of the splits that this run needs."""
-    to_be_made = is_made_when_used(config.dataset_name, config.metadata_root)
+    to_be_made = will_be_generated(config.dataset_name, config.metadata_root)
     if to_be_made and not config.dry_run:
         build_network(config, saved, None)  # a network that cannot be had leaves no data set behind
     settings = dict(
@@ -150,7 +150,7 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
     b2 = config.model_structure == "b2"
     if saved is not None and saved.role == "resume":
         saved.training_state  # raises where there is none
-    imagenet = saved is None and dataset_facts(config.dataset_name).imagenet
+    imagenet = saved is None and dataset_info(config.dataset_name).imagenet
     model = build_network(config, saved, None if imagenet else data.num_classes)
     if saved is None:
         return model if model.head_is_new or not b2 else branch_out(config, model)

@@ -5,7 +5,8 @@
     python scripts/prepare_cutouts.py --cutouts stamps
     python main.py --dataset_name CUTOUTS
 
-Or your own: `--cutouts FOLDER` with one folder of RGBA pictures a class, `--backgrounds FOLDER` with any photographs.
+For your own cutouts: `--cutouts FOLDER` with one subfolder of RGBA pictures per class, and `--backgrounds FOLDER` with
+any photographs.
 """
 
 from __future__ import annotations
@@ -14,49 +15,44 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
 
-from wsol.datasets.cutouts import LAYOUTS, make_cutouts  # noqa: E402 - the line above makes it importable
-from wsol.datasets.writer import SPLITS, DatasetFolders  # noqa: E402
-from wsol.errors import InputError  # noqa: E402
+from wsol.datasets.cutouts import LAYOUTS, make_cutouts
+from wsol.datasets.reader import read_ids, read_lines
+from wsol.datasets.registry import SPLITS
+from wsol.datasets.writer import DatasetFolders
+from wsol.errors import InputError
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cutouts", required=True, metavar="DIR", help="folder of cutouts, or the unpacked tuxpaint-stamps-default"
-    )
-    parser.add_argument("--layout", choices=LAYOUTS, help="how the cutouts are sorted (default: detected)")
-    parser.add_argument(
+    add = parser.add_argument
+    add("--cutouts", required=True, metavar="DIR", help="folder of cutouts, or the unpacked tuxpaint-stamps-default")
+    add("--layout", choices=LAYOUTS, help="how the cutouts are sorted into folders (default: detected)")
+    add(
         "--backgrounds",
         nargs="+",
         default=["skimage", "noise"],
         metavar="DIR",
-        help="folders of photos, or the words skimage, noise (default: both)",
+        help="folders of photographs, or the words skimage and noise (default: both words)",
     )
-    parser.add_argument("--data_root", default="dataset")
-    parser.add_argument("--metadata_root", default="metadata")
-    parser.add_argument("--mask_root", help="default: data_root")
-    parser.add_argument(
-        "--name", default="CUTOUTS", help="the data set's name, later --dataset_name (default: %(default)s)"
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    for split, number in zip(SPLITS, (60, 15, 30)):
-        parser.add_argument(
-            f"--{split}", type=int, default=number, metavar="N", help=f"{split} images a class (default: %(default)s)"
-        )
+    add("--data_root", default="dataset", help="default: %(default)s")
+    add("--metadata_root", default="metadata", help="default: %(default)s")
+    add("--mask_root", help="default: DATA_ROOT")
+    add("--name", default="CUTOUTS", help="name of the data set, for --dataset_name (default: %(default)s)")
+    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    for split, number in zip(SPLITS, (60, 15, 30), strict=True):
+        add(f"--{split}", type=int, default=number, metavar="N", help=f"{split} images per class (default: {number})")
     return parser.parse_args(argv)
 
 
-def _count_lines(path: Path) -> int:
-    return len(path.read_text(encoding="utf-8").splitlines())
-
-
 def main(argv: list[str] | None = None) -> int:
+    """Run the command; exit code 2 for a mistake in its input."""
     args = parse_args(argv)
     try:
         if args.seed < 0:
-            raise InputError(f"--seed {args.seed} is negative; seeds count from 0")
+            raise InputError(f"--seed {args.seed} is negative; give 0 or more")
         written = make_cutouts(
             args.cutouts,
             args.data_root,
@@ -71,12 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     except (InputError, OSError) as error:
         print(f"prepare_cutouts.py: error: {error}", file=sys.stderr)
         return 2
-    folders = DatasetFolders.of(args.name, args.data_root, args.metadata_root, args.mask_root)
+    folders = DatasetFolders.named(args.name, args.data_root, args.metadata_root, args.mask_root)
     if not written:
-        print(f"{args.name} is there already, nothing was changed: {folders.images}, {folders.metadata}")
+        print(f"{args.name} exists already, nothing was changed: {folders.images}, {folders.metadata}")
         return 0
-    counts = [f"{_count_lines(folders.metadata / split / 'image_ids.txt')} {split}" for split in SPLITS]
-    classes = (folders.metadata / "classes.txt").read_text(encoding="utf-8").splitlines()
+    counts = [f"{len(read_ids(folders.metadata / split / 'image_ids.txt'))} {split}" for split in SPLITS]
+    classes = read_lines(folders.metadata / "classes.txt")
     print(f"{args.name}: {', '.join(counts)} images of {len(classes)} classes ({', '.join(classes)})")
     print(f"images in {folders.images}, metadata in {folders.metadata}")
     return 0

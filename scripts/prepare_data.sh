@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Where each data set is downloaded, and its layout below dataset/: links to what you downloaded, nothing copied or deleted.
-#     scripts/prepare_data.sh                          where to get everything
-#     scripts/prepare_data.sh CUB                      where to get one
-#     scripts/prepare_data.sh CUB FOLDER [FOLDER ...]  lay out what lies in FOLDER (several: CUB and CUBv2, say), and check
-# DATA_ROOT=/big/disk/dataset, METADATA_ROOT=... and PYTHON=... choose other places.
+# Where each data set can be downloaded, and links below dataset/ to what you downloaded. Nothing is copied or deleted.
+#     scripts/prepare_data.sh                          says where to get all data sets
+#     scripts/prepare_data.sh CUB                      says where to get one of them
+#     scripts/prepare_data.sh CUB FOLDER [FOLDER ...]  links the files in the folders (for example CUB and CUBv2), and checks
+# Set DATA_ROOT=/big/disk/dataset, METADATA_ROOT=... and PYTHON=... to use other places.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 DATA_ROOT=${DATA_ROOT:-dataset}
@@ -23,7 +23,7 @@ ILSVRC 2012 (1,000 classes; 138 GB of training images, 6 GB of validation images
              val split: ImageNetV2, https://github.com/modestyachts/ImageNetV2 (the 10,000 images of matched-frequency)
   unpack to  FOLDER/train/n01440764/*.JPEG ..., FOLDER/val/ILSVRC2012_val_*.JPEG, FOLDER/val2/0/*.jpeg ... val2/999/*.jpeg
   metadata   scripts/prepare_metadata.py copy https://github.com/clovaai/wsolevaluation --datasets ILSVRC
-             train and test from the annotations instead: scripts/prepare_metadata.py ilsvrc --help
+             or train and test from the annotations: scripts/prepare_metadata.py ilsvrc --help
 END
     ;;
     CUB) cat <<'END'
@@ -32,7 +32,7 @@ CUB-200-2011 (200 birds; 1.1 GB) and CUBv2 (1,000 images for the val split)
              CUBv2: the link is in https://github.com/clovaai/wsolevaluation, section "Dataset downloading and license"
   unpack to  FOLDER/CUB_200_2011/images/001.Black_footed_Albatross/*.jpg ..., FOLDER2/001.Black_footed_Albatross/*.jpg ...
   metadata   scripts/prepare_metadata.py copy https://github.com/clovaai/wsolevaluation --datasets CUB
-             train and test from the text files instead: scripts/prepare_metadata.py cub FOLDER/CUB_200_2011
+             or train and test from the text files: scripts/prepare_metadata.py cub FOLDER/CUB_200_2011
 END
     ;;
     OpenImages) cat <<'END'
@@ -57,13 +57,13 @@ END
     esac
 }
 
-# link SOURCE NAME: $DATA_ROOT/$set/NAME becomes a link to SOURCE; what is there already stays.
+# link SOURCE NAME: make $DATA_ROOT/$set/NAME a link to SOURCE; something that exists already is kept.
 link() {
     local source target
     source=$(cd "$1" && pwd)
     target=$DATA_ROOT/$set/$2
     if [ -L "$target" ] || [ -e "$target" ]; then
-        [ "$(readlink -f "$target")" = "$(readlink -f "$source")" ] || echo "kept: $target is there already and is not $source"
+        [ "$(readlink -f "$target")" = "$(readlink -f "$source")" ] || echo "kept: $target exists already and is not $source"
     else
         mkdir -p "$DATA_ROOT/$set"
         ln -s "$source" "$target"
@@ -72,7 +72,7 @@ link() {
     linked=$((linked + 1))
 }
 
-# Where images and masks share folder names, two sources cannot both be links: file by file, then.
+# link_files SOURCE: link file by file, for data sets whose downloads share folder names.
 link_files() {
     local source file below
     source=$(cd "$1" && pwd)
@@ -84,7 +84,7 @@ link_files() {
     done < <(find -L "$source" -type f \( -name '*.jpg' -o -name '*.png' \) -path "$source/*/*" -print0)
 }
 
-lay_out() {
+link_folder() {
     local folder=$1 sub
     case $set in
     ILSVRC) for sub in train val val2; do if [ -d "$folder/$sub" ]; then link "$folder/$sub" "$sub"; fi; done;;
@@ -92,14 +92,14 @@ lay_out() {
     OpenImages) link_files "$folder";;
     CUB)
         for sub in "$folder/CUB_200_2011/images" "$folder/images" "$folder"; do if [ -d "$sub" ]; then break; fi; done
-        link_files "$sub";;     # CUB and CUBv2 share their class folders
+        link_files "$sub";;     # CUB and CUBv2 have the same class folders
     esac
 }
 
 case ${1:-} in
 -h | --help) sed -n '2,6s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0;;
 "") for set in ILSVRC CUB OpenImages CARS; do explain "$set"; echo; done
-    echo "then: scripts/prepare_data.sh NAME FOLDER lays it out below $DATA_ROOT/NAME"; exit 0;;
+    echo "then: scripts/prepare_data.sh NAME FOLDER links it below $DATA_ROOT/NAME"; exit 0;;
 esac
 set=$1
 shift
@@ -107,12 +107,12 @@ if [ $# -eq 0 ]; then explain "$set"; exit 0; fi
 explain "$set" > /dev/null
 for folder in "$@"; do [ -d "$folder" ] || fail "$folder is not a folder"; done
 linked=0
-for folder in "$@"; do lay_out "$folder"; done
-[ "$linked" -gt 0 ] || { explain "$set" >&2; fail "nothing in $* looks like $set; it should be unpacked as above"; }
-echo "$set is laid out in $DATA_ROOT/$set"
+for folder in "$@"; do link_folder "$folder"; done
+[ "$linked" -gt 0 ] || { explain "$set" >&2; fail "nothing in $* looks like $set; unpack it as shown above"; }
+echo "$set is linked in $DATA_ROOT/$set"
 if [ ! -d "$METADATA_ROOT/$set" ]; then
     explain "$set" | sed -n '/metadata/,$p'
-    echo "metadata of $set are not in $METADATA_ROOT yet; make them as said above, then: scripts/prepare_metadata.py check $set"
+    echo "$METADATA_ROOT has no metadata of $set yet; make it as shown above, then: scripts/prepare_metadata.py check $set"
     exit 0
 fi
 exec "$PYTHON" "$here/scripts/prepare_metadata.py" check "$set" --data_root "$DATA_ROOT" --metadata_root "$METADATA_ROOT"

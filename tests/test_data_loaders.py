@@ -10,11 +10,12 @@ from PIL import Image
 from torchvision.transforms import functional as TF
 
 from data_loaders import ImageDataset, make_loader, set_epoch
-from wsol.datasets.images import load_image, normalized
+from wsol.datasets.images import load_image
 from wsol.datasets.load import load_data, sample_per_class
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import MaskPaths, read_split
 from wsol.datasets.registry import DATASETS
+from wsol.datasets.transforms import normalized
 from wsol.errors import InputError
 
 
@@ -24,7 +25,7 @@ def read(folder: Path, split: str = "test", **more):
 
 @pytest.fixture
 def tiny(tmp_path) -> Path:
-    """Two images: one with two boxes and an id that holds a comma."""
+    """Two images: one with two boxes and an id with a comma."""
     folder = tmp_path / "test"
     folder.mkdir()
     (folder / "image_ids.txt").write_text("a/x.jpg\nb/one, two.jpg")  # no newline at the end
@@ -35,11 +36,11 @@ def tiny(tmp_path) -> Path:
 
 
 def test_boxes(tiny):
-    found = read(tiny)
-    assert found.image_ids == ["a/x.jpg", "b/one, two.jpg"] and found.labels.tolist() == [0, 4]
-    assert found.boxes[0].tolist() == [[10, 20, 30, 40], [0, 0, 447, 111]] and found.masks is None
-    assert found.image_path(1) == tiny / "images" / "b/one, two.jpg"
-    assert found.scaled_boxes(0).tolist() == [[5, 40, 15, 80], [0, 0, 223, 222]]
+    metadata = read(tiny)
+    assert metadata.image_ids == ["a/x.jpg", "b/one, two.jpg"] and metadata.labels.tolist() == [0, 4]
+    assert metadata.boxes[0].tolist() == [[10, 20, 30, 40], [0, 0, 447, 111]] and metadata.masks is None
+    assert metadata.image_path(1) == tiny / "images" / "b/one, two.jpg"
+    assert metadata.scaled_boxes(0).tolist() == [[5, 40, 15, 80], [0, 0, 223, 222]]
 
 
 def test_masks_of_either_file(tiny):
@@ -62,7 +63,7 @@ def test_masks_of_either_file(tiny):
         ("class_labels.txt", "a/x.jpg,0\n", "class_labels.txt has no line for b/one, two.jpg"),
         ("class_labels.txt", "a/x.jpg,zero\n", r"class_labels.txt:1: 'zero' is not a class index"),
         ("class_labels.txt", "a/x.jpg,0\n\nb/one, two.jpg,-1\n", r"class_labels.txt:3: class index -1"),
-        ("class_labels.txt", "a/x.jpg\n", r"class_labels.txt:1: 'a/x.jpg' is not path,class_index"),
+        ("class_labels.txt", "a/x.jpg\n", r"class_labels.txt:1: 'a/x.jpg' is not of the form path,class_index"),
         ("image_sizes.txt", "a/x.jpg,448,0\n", r"image_sizes.txt:1: width and height"),
         ("image_sizes.txt", "a/x.jpg,448,112\n", "image_sizes.txt has no width,height for b/one, two.jpg"),
         ("localization.txt", "a/x.jpg,10,20,30,40\n", "localization.txt has no box for b/one, two.jpg"),
@@ -110,10 +111,10 @@ def test_ids_stay_inside_their_folder(tiny):
     ],
 )
 def test_real_metadata(name, split, images, boxes):
-    found = read_split(REAL / name, split, Path("images"), Path("masks"))
-    assert len(found) == images and found.labels.max() == DATASETS[name].num_classes - 1
-    assert (None if found.boxes is None else sum(map(len, found.boxes))) == boxes
-    assert (found.masks is not None) == (name == "OpenImages" and split != "train")
+    metadata = read_split(REAL / name, split, Path("images"), Path("masks"))
+    assert len(metadata) == images and metadata.labels.max() == DATASETS[name].num_classes - 1
+    assert (None if metadata.boxes is None else sum(map(len, metadata.boxes))) == boxes
+    assert (metadata.masks is not None) == (name == "OpenImages" and split != "train")
 
 
 def test_class_names_from_file_folder_or_index(tmp_path):
@@ -186,8 +187,8 @@ def test_every_kind_of_image_becomes_rgb(tmp_path, mode):
 def test_sixteen_bit_images_are_scaled_and_not_cut(tmp_path):
     values = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     Image.fromarray(values).save(tmp_path / "deep.png")
-    found = np.asarray(load_image(tmp_path / "deep.png"))
-    assert found.shape == (16, 16, 3) and np.array_equal(found[..., 0].ravel(), np.arange(256))
+    pixels = np.asarray(load_image(tmp_path / "deep.png"))
+    assert pixels.shape == (16, 16, 3) and np.array_equal(pixels[..., 0].ravel(), np.arange(256))
 
 
 def dataset(tmp_path, **more):

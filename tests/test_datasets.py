@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
+import pkgutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +15,10 @@ import pytest
 
 from wsol.datasets import cutouts, synthetic, writer
 from wsol.datasets.cutouts import make_cutouts
+from wsol.datasets.publish import publish_dataset
+from wsol.datasets.registry import DATASETS, SPLITS
 from wsol.datasets.synthetic import make_synthetic
-from wsol.datasets.writer import DatasetFolders, Record, publish_dataset, write_metadata
+from wsol.datasets.writer import DatasetFolders, DatasetMetadata, Record, write_metadata
 from wsol.errors import InputError
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "prepare_cutouts.py"
@@ -50,6 +53,28 @@ def objects(tmp_path: Path) -> Path:
     return make_objects(tmp_path / "objects")
 
 
+# ---------------------------------------------------------------- imports
+
+
+@pytest.mark.parametrize(
+    "module, heavy",
+    [
+        ("wsol.datasets", ("torch", "cv2", "numpy", "PIL")),
+        ("wsol.datasets.registry", ("torch", "cv2", "numpy", "PIL")),
+        ("wsol.datasets.reader", ("torch", "cv2", "PIL")),
+    ],
+)
+def test_listing_data_sets_and_reading_metadata_need_no_heavy_library(module, heavy):
+    code = f"import sys, {module}; print(*[name for name in {heavy} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=SCRIPT.parent.parent, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == "", done.stdout + done.stderr
+
+
+def test_every_generator_of_the_registry_exists():
+    generators = [info.generator for info in DATASETS.values() if info.generator]
+    assert generators and all(callable(pkgutil.resolve_name(name)) for name in generators)
+
+
 # ---------------------------------------------------------------- writer
 
 
@@ -58,7 +83,7 @@ def test_metadata_lines_are_wsolevaluations(tmp_path):
         Record("test/a/1.jpg", 0, (30, 20), [(1, 2, 29, 19), (0, 0, 0, 0)], ["a1.png", "a2.png"], "ignore.png"),
         Record("test/b/2.jpg", 1, (10, 40), [(3, 4, 5, 6)], ["b.png"]),
     ]
-    write_metadata(tmp_path / "m", {"train": [], "test": records}, ["an a", "a b"])
+    write_metadata(tmp_path / "m", DatasetMetadata({"train": [], "test": records}, ["an a", "a b"]))
     assert read(tmp_path / "m/classes.txt") == ["an a", "a b"]
     lines = {
         stem: read(tmp_path / f"m/test/{stem}.txt")
@@ -75,7 +100,7 @@ def test_metadata_lines_are_wsolevaluations(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "words"),
+    "record, words",
     [
         (Record("a,b.jpg", 0, (9, 9)), "comma"),
         (Record("a.jpg", 2, (9, 9)), "class index 2"),
@@ -85,11 +110,11 @@ def test_metadata_lines_are_wsolevaluations(tmp_path):
 )
 def test_records_that_could_not_be_read_back_are_refused(tmp_path, record, words):
     with pytest.raises(ValueError, match=words):
-        write_metadata(tmp_path, {"test": [record]}, ["x", "y"])
+        write_metadata(tmp_path, DatasetMetadata({"test": [record]}, ["x", "y"]))
 
 
 def folders_in(root: Path) -> DatasetFolders:
-    return DatasetFolders.of("D", root / "images", root / "metadata", root / "masks")
+    return DatasetFolders.named("D", root / "images", root / "metadata", root / "masks")
 
 
 def fill_with(text: str):
@@ -146,16 +171,16 @@ def made(request, tmp_path):
     roots = (tmp_path / "data", tmp_path / "meta", tmp_path / "masks")
     if request.param == "Synthetic":
         assert make_synthetic(*roots, images_per_class=(4, 1, 2), num_classes=3)
-        return DatasetFolders.of("Synthetic", roots[0], roots[1], roots[2]), ["red star", "yellow sun", "blue moon"]
+        return DatasetFolders.named("Synthetic", roots[0], roots[1], roots[2]), ["red star", "yellow sun", "blue moon"]
     make_objects(tmp_path / "objects")
     assert make_cutouts(tmp_path / "objects", *roots, backgrounds=["noise"], images_per_class=(4, 1, 2))
-    return DatasetFolders.of("CUTOUTS", roots[0], roots[1], roots[2]), ["class 0", "class 1"]
+    return DatasetFolders.named("CUTOUTS", roots[0], roots[1], roots[2]), ["class 0", "class 1"]
 
 
 def test_files_agree_with_each_other(made):
     folders, names = made
     assert read(folders.metadata / "classes.txt") == names
-    for split, number in zip(("train", "val", "test"), (4, 1, 2)):
+    for split, number in zip(SPLITS, (4, 1, 2), strict=True):
         ids = read(folders.metadata / split / "image_ids.txt")
         labels = dict(line.split(",") for line in read(folders.metadata / split / "class_labels.txt"))
         sizes = {
@@ -172,7 +197,7 @@ def test_files_agree_with_each_other(made):
         for image_id in ids:
             assert Path(image_id).parts[:2] == (split, names[int(labels[image_id])].replace(" ", "_"))
             assert cv2.imread(str(folders.images / image_id)).shape[:2] == sizes[image_id][::-1]
-        for (image_id, *box), (_, mask_path, ignore) in zip(boxes, masks):
+        for (image_id, *box), (_, mask_path, ignore) in zip(boxes, masks, strict=True):
             mask = cv2.imread(str(folders.masks / mask_path), cv2.IMREAD_UNCHANGED)
             assert ignore == "" and mask.shape == sizes[image_id][::-1] and set(np.unique(mask)) == {0, 255}
             ys, xs = np.nonzero(mask)
@@ -209,11 +234,11 @@ def test_scenes_vary_and_some_hold_a_pair():
         for mask in masks:
             x0, y0, x1, y1 = writer.mask_box(mask)
             assert 0.05 < (x1 - x0 + 1) * (y1 - y0 + 1) / mask.size < 0.7
-            assert 0 < x0 and 0 < y0 and x1 < mask.shape[1] - 1 and y1 < mask.shape[0] - 1  # whole, inside the image
+            assert x0 > 0 and y0 > 0 and x1 < mask.shape[1] - 1 and y1 < mask.shape[0] - 1  # whole, inside the image
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"num_classes": 13}, "2 to 12, got 13"), ({"images_per_class": (1, 0, 1)}, "at least 1")]
+    "options, words", [({"num_classes": 13}, "2 to 12, got 13"), ({"images_per_class": (1, 0, 1)}, "at least 1")]
 )
 def test_synthetic_refuses_numbers(tmp_path, options, words):
     with pytest.raises(ValueError, match=words):
@@ -226,7 +251,7 @@ def test_existing_data_are_kept(tmp_path):
     assert make_synthetic(tmp_path, tmp_path / "meta", **arguments)
     before = snapshot(tmp_path)
     assert not make_synthetic(tmp_path, tmp_path / "meta", seed=9, **arguments)
-    with pytest.raises(InputError, match="holds other files"):
+    with pytest.raises(InputError, match="has different files than"):
         make_synthetic(tmp_path, tmp_path / "meta2", seed=9, **arguments)
     assert snapshot(tmp_path) == before
     assert make_synthetic(tmp_path, tmp_path / "meta2", **arguments)  # the same images: only the metadata are added
@@ -270,7 +295,7 @@ def test_splits_share_no_cutout(objects):
 
 
 def test_composed_images_use_only_their_splits_cutouts(objects, tmp_path, monkeypatch):
-    used = {split: set() for split in writer.SPLITS}
+    used = {split: set() for split in SPLITS}
     compose, save = cutouts.compose, cutouts.save_example
     last = []
 
@@ -342,9 +367,9 @@ def test_tuxpaint_layout_is_detected_and_leaves_cartoons_out(tmp_path):
             (stamps / place / name).parent.mkdir(parents=True, exist_ok=True)
             (stamps / place / name).touch()
     assert cutouts.detect_layout(tmp_path) == cutouts.detect_layout(stamps) == "tuxpaint"
-    found = cutouts.find_cutouts(tmp_path)
-    assert list(found) == list(cutouts.TUXPAINT_CLASSES)
-    assert [p.name for p in found["fish"]] == ["z.png", "x.png"] and sum(map(len, found.values())) == 14
+    classes = cutouts.find_cutouts(tmp_path)
+    assert list(classes) == list(cutouts.TUXPAINT_CLASSES)
+    assert [p.name for p in classes["fish"]] == ["z.png", "x.png"] and sum(map(len, classes.values())) == 14
 
 
 def bad_alpha(objects: Path, alpha: int) -> None:
@@ -352,9 +377,9 @@ def bad_alpha(objects: Path, alpha: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "options", "words"),
+    "spoil, options, words",
     [
-        (lambda o: bad_alpha(o, 0), {}, r"bad\.png is transparent all over.*remove"),
+        (lambda o: bad_alpha(o, 0), {}, r"bad\.png is transparent everywhere.*remove"),
         (lambda o: bad_alpha(o, 255), {}, r"bad\.png has no transparent background"),
         (lambda o: (o / "class 1" / "bad.png").write_bytes(b"no picture"), {}, r"bad\.png cannot be read"),
         (
@@ -362,8 +387,8 @@ def bad_alpha(objects: Path, alpha: int) -> None:
             {},
             r"class 'class 1' has 2 different cutout",
         ),
-        (lambda o: (o / "class 1").rename(o.parent / "gone"), {}, r"holds 1 class folder"),
-        (lambda o: (o / "class 1").rename(o / "class,0"), {}, r"special characters only"),
+        (lambda o: (o / "class 1").rename(o.parent / "gone"), {}, r"has 1 class folder"),
+        (lambda o: (o / "class 1").rename(o / "class,0"), {}, r"only in special characters"),
         (lambda o: None, {"layout": "tuxpaint"}, r"no Tux Paint stamps"),
         (lambda o: None, {"layout": "tree"}, r"layout 'tree' is unknown.*tuxpaint, folders"),
         (lambda o: None, {"backgrounds": ["nowhere"]}, r"backgrounds folder nowhere does not exist"),

@@ -13,7 +13,8 @@ import main as training
 from wsol import build, dualize
 from wsol.cam import CAM_METHODS, CamExtractor, Variant, variants
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
-from wsol.datasets.images import eval_tensor, load_picture
+from wsol.datasets.images import load_picture
+from wsol.datasets.transforms import eval_tensor
 from wsol.errors import InputError
 from wsol.run import checkpoint, figures
 
@@ -166,13 +167,13 @@ def test_all_methods_that_the_registry_has(pictures, monkeypatch, capsys):
 
 CASES = {
     "a missing picture": (["in", "nowhere.jpg"], "nowhere.jpg is missing"),
-    "text for a picture": (["in", "notes.jpg"], "notes.jpg cannot be read (it is no image"),
+    "text for a picture": (["in", "notes.jpg"], "notes.jpg cannot be read (not an image format"),
     "a cut-off picture": (["in/a/x.png", "cut.png"], "cut.png cannot be read"),
     "a folder without pictures": (["empty"], "there is no picture in empty"),
     "a folder with bad pictures": (
         ["."],
         "image cut.png cannot be read (image file is truncated); replace the file, "
-        "or give --skip_bad_images (bad, too: 1 more)",
+        "or give --skip_bad_images (and 1 more)",
     ),
     "a file for --out": (["in", "--out", "notes.jpg"], "notes.jpg is a file"),
     "below a file": (["in", "--out", "notes.jpg/deep/er"], "notes.jpg is a file"),

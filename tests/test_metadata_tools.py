@@ -1,7 +1,8 @@
-"""scripts/prepare_metadata.py: official files → wsolevaluation's metadata, byte for byte; own folders; copies; checks."""
+"""scripts/prepare_metadata.py: official files become wsolevaluation's metadata byte for byte; own folders; checks."""
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from conftest import REAL, ROOT, write_dataset
 from PIL import Image
 
-from wsol.datasets import official
+from wsol.datasets.copying import find_datasets
 from wsol.datasets.load import load_data
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import read_split
@@ -49,7 +50,7 @@ def run(capsys, tmp_path, monkeypatch):
     return command
 
 
-# --------------------------------------------------------------------------- official files, rebuilt from the real metadata
+# ---------------------------------------------------------- official files, rebuilt from the real metadata
 
 
 @pytest.fixture
@@ -257,7 +258,7 @@ def test_copy_maps_the_former_name_and_changes_no_byte(run, checkout, tmp_path):
     assert "nothing was changed" in run("copy", checkout / "metadata/Shapes")[1]  # a data set's own folder will do
     (checkout / "metadata/Shapes/test/localization.txt").write_text("test/0/0.png,1,2\n")
     code, _, error = run("copy", checkout, "--force")
-    assert code == 2 and "has no mask for test/0/1.png" in error or "localization.txt" in error
+    assert code == 2 and ("has no mask for test/0/1.png" in error or "localization.txt" in error)
     assert files_below(made) == {
         k.removeprefix("metadata/Shapes/"): v for k, v in before.items() if k.startswith("metadata/Shapes/")
     }
@@ -270,7 +271,7 @@ def test_only_force_replaces_and_splits_are_added(run, checkout, tmp_path):
     (made / "keep.txt").write_text("mine, too")
     before = files_below(made)
     code, _, error = run("copy", checkout)
-    assert code == 2 and "has train already, and differently; nothing was changed: --force" in error
+    assert code == 2 and "already has train with other content; nothing was changed: --force" in error
     assert files_below(made) == before
     assert run("copy", checkout, "--splits", "test")[0] == 0 and (made / "test").is_dir()
     code, out, _ = run("copy", checkout, "--force")
@@ -378,10 +379,10 @@ def test_own_folder(run, pictures, tmp_path, kind):
     data = read_own(tmp_path)
     assert data.class_names == ["cat", "dog"]
     for split in ("val", "test"):
-        found = data.splits[split]
-        assert [b.tolist() for b in found.boxes] == [[expected_box(i)] for i in found.image_ids]
-        assert found.labels.tolist() == [int("dog" in i) for i in found.image_ids]
-        assert (found.masks is not None) == (kind == "masks")
+        metadata = data.splits[split]
+        assert [b.tolist() for b in metadata.boxes] == [[expected_box(i)] for i in metadata.image_ids]
+        assert metadata.labels.tolist() == [int("dog" in i) for i in metadata.image_ids]
+        assert (metadata.masks is not None) == (kind == "masks")
     if kind == "masks":
         assert load_mask(data.splits["test"].mask_root, data.splits["test"].masks[0]).sum() > 500
     ids = [set(s.image_ids) for s in data.splits.values()]
@@ -450,8 +451,8 @@ def test_bad_own_folders(run, pictures, tmp_path):
 def test_check_counts_and_finds_everything(run, tmp_path):
     write_dataset(tmp_path, "Shapes", form="both")
     code, out, _ = run("check", "Shapes", "--per_class")
-    assert code == 0 and "train: 12 images of 3 classes (4 to 4 a class, median 4)" in out
-    assert "test: 12 images of 3 classes (4 to 4 a class, median 4), 12 boxes, 12 masks" in out
+    assert code == 0 and "train: 12 images of 3 classes (4 to 4 per class, median 4)" in out
+    assert "test: 12 images of 3 classes (4 to 4 per class, median 4), 12 boxes, 12 masks" in out
     meta, data = tmp_path / "metadata/Shapes", tmp_path / "dataset/Shapes"
     (data / "train/1/0.png").unlink()
     (data / "train/1/3.png").unlink()
@@ -469,14 +470,14 @@ def test_check_counts_and_finds_everything(run, tmp_path):
     code, out, _ = run("check", "Shapes")
     assert code == 1 and files_below(tmp_path) == before
     for problem in (
-        "train: 2 images are (train/1/0.png, train/1/3.png) missing of 13",
-        "train: 1 line (ghost.png) of class_labels.txt about images that image_ids.txt does not list",
+        "train: 2 of 13 images are missing in dataset/Shapes (--data_root): train/1/0.png, train/1/3.png",
+        "train: class_labels.txt has lines about 1 image that image_ids.txt does not list: ghost.png",
         "train: 1 of 5 classes have no image: index 3",
         "test: 2 of 5 classes have no image: index 3, 4",
-        "test: 1 line (ghost.png) of localization.txt",
-        "test: 1 mask is (test/0/0_mask.png) missing of 12",
-        "test: 1 box reaches (test/0/1.png (0,0,900,5 in ",
-        "test: 1 image is (test/2/0.png) in train, too",
+        "test: localization.txt has lines about 1 image that image_ids.txt does not list: ghost.png",
+        "test: 1 of 12 masks are missing in dataset/Shapes (--mask_root): test/0/0_mask.png",
+        "test: 1 box extends beyond the image: test/0/1.png (0,0,900,5 in ",
+        "test: 1 image is also in train: test/2/0.png",
         "class_labels.txt has no line for val/0/1.png",
     ):
         assert f"wrong: {problem}" in out or problem in out, problem
@@ -502,9 +503,7 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
     for split in ("train", "val"):
         (made / split / "class_labels.txt").write_text("mine")
     before = files_below(made)
-    from wsol.datasets import writer
-
-    rename, calls = writer.os.rename, []
+    rename, calls = os.rename, []
 
     def failing(source, target):
         calls.append(target)
@@ -512,8 +511,8 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
             raise OSError(28, "No space left on device", str(target))
         rename(source, target)
 
-    monkeypatch.setattr(writer.os, "rename", failing)
+    monkeypatch.setattr(os, "rename", failing)
     assert run("copy", checkout, "--force")[0] == 2
     assert files_below(made) == before
     assert read_split(made, "test", made, made).boxes is not None
-    assert official._data_sets(tmp_path) == {"Shapes": made}
+    assert find_datasets(tmp_path) == {"Shapes": made}

@@ -38,7 +38,7 @@ def test_it_links_and_checks(tmp_path, name):
             folder = f"cars_{split}" if name == "CARS" else ""
             write_dataset(tmp_path / f"d{number}", name, splits=(split,), folder=folder, images=1)
         downloads.append(tmp_path / f"d{number}/dataset" / name)
-    if name == "ILSVRC":  # whose val split lies in val2/, and whose test split is val/
+    if name == "ILSVRC":  # whose val split is in val2/, and whose test split is val/
         (downloads[0] / "test").rename(downloads[0] / "val")
         (downloads[1] / "val").rename(downloads[1] / "val2")
     for path in [p for d in downloads for p in d.rglob("*.png")]:
@@ -46,9 +46,9 @@ def test_it_links_and_checks(tmp_path, name):
     before = {p: p.read_bytes() for d in downloads for p in d.rglob("*.jpg")}
     done = run(tmp_path, name, *downloads)
     assert done.returncode == 0, done.stderr
-    assert f"metadata of {name} are not in metadata yet" in done.stdout
-    found = [file for _, _, files in os.walk(tmp_path / "dataset" / name, followlinks=True) for file in files]
-    assert len(found) == len(before) - (6 if name == "CARS" else 0)  # CARS has no val split
+    assert f"metadata has no metadata of {name} yet" in done.stdout
+    linked_files = [file for _, _, files in os.walk(tmp_path / "dataset" / name, followlinks=True) for file in files]
+    assert len(linked_files) == len(before) - (6 if name == "CARS" else 0)  # CARS has no val split
     assert run(tmp_path, name, *downloads).returncode == 0  # again: nothing changes
     assert {p: p.read_bytes() for d in downloads for p in d.rglob("*.jpg")} == before
     (tmp_path / "metadata").mkdir()

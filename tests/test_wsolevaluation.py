@@ -50,7 +50,7 @@ def smooth_map(seed: int, side: int = 224, dtype=np.float64) -> np.ndarray:
     return ((large - large.min()) / (large.max() - large.min())).astype(dtype)
 
 
-def evaluator_of(kind, folder, **more):
+def make_evaluator(kind, folder, **more):
     settings = {
         "dataset_name": "Shapes",
         "split": "test",
@@ -109,7 +109,7 @@ def test_metadata_readers(boxes_folder, masks_folder):
     assert get_image_sizes(metadata) == {"a/1.jpg": (448, 112), "b/2.jpg": (224, 224), "c/3.jpg": (10, 20)}
     boxes = data_loaders.get_bounding_boxes(metadata)
     assert boxes["b/2.jpg"] == [(5, 5, 100, 180), (90, 20, 219, 200)] and boxes["c/3.jpg"] == [(0, 0, 9, 19)]
-    assert all(type(v) is int for of_image in boxes.values() for box in of_image for v in box)
+    assert all(type(v) is int for image_boxes in boxes.values() for box in image_boxes for v in box)
     assert get_mask_paths(configure_metadata(str(masks_folder))) == (
         {"a.jpg": ["a1.png", "a2.png"], "b.jpg": ["b1.png"], "c.jpg": ["c1.png"]},
         {"a.jpg": "ai.png", "b.jpg": "", "c.jpg": ""},
@@ -152,17 +152,17 @@ def test_empty_files_are_no_boxes(tmp_path):
     ],
 )
 def test_real_boxes(name, split, boxes, sizes):
-    found = evaluator_of(BoxEvaluator, REAL / name / split, dataset_name=name, split=split, mask_root=None)
-    first = found.image_ids[:3]
-    assert [found.original_bboxes[i] for i in first] == boxes and [found.image_sizes[i] for i in first] == sizes
+    evaluator = make_evaluator(BoxEvaluator, REAL / name / split, dataset_name=name, split=split, mask_root=None)
+    first = evaluator.image_ids[:3]
+    assert [evaluator.original_bboxes[i] for i in first] == boxes and [evaluator.image_sizes[i] for i in first] == sizes
     assert (
-        len(found.gt_bboxes)
-        == len(found.image_ids)
+        len(evaluator.gt_bboxes)
+        == len(evaluator.image_ids)
         == {"CUBval": 1000, "CUBtest": 5794, "ILSVRCval": 10000, "ILSVRCtest": 50000}[name + split]
     )
-    for image_id, of_image in found.original_bboxes.items():
-        width, height = found.image_sizes[image_id]
-        assert all(0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height for x0, y0, x1, y1 in of_image)
+    for image_id, image_boxes in evaluator.original_bboxes.items():
+        width, height = evaluator.image_sizes[image_id]
+        assert all(0 <= x0 <= x1 < width and 0 <= y0 <= y1 < height for x0, y0, x1, y1 in image_boxes)
 
 
 # --------------------------------------------------------------------------- pure functions
@@ -181,15 +181,15 @@ def test_real_boxes(name, split, boxes, sizes):
 )
 def test_boxes_of_a_map_are_opencvs(scoremap, multi):
     boxes, counts = compute_bboxes_from_scoremaps(scoremap, TAUS, multi_contour_eval=multi)
-    assert [of_tau.tolist() for of_tau in boxes] == [boxes_by_opencv(scoremap, tau, multi) for tau in TAUS]
-    assert counts == [len(of_tau) for of_tau in boxes] and isinstance(boxes, list) and isinstance(counts[0], int)
+    assert [tau_boxes.tolist() for tau_boxes in boxes] == [boxes_by_opencv(scoremap, tau, multi) for tau in TAUS]
+    assert counts == [len(tau_boxes) for tau_boxes in boxes] and isinstance(boxes, list) and isinstance(counts[0], int)
     boxes[0][0, 0] = 99  # each threshold's boxes are its own
     assert boxes[1][0, 0] != 99
 
 
 def test_single_contour_is_the_default():
     boxes, counts = compute_bboxes_from_scoremaps(smooth_map(3, 50), np.arange(0, 1, 0.2))
-    assert counts == [1] * 5 and all(of_tau.shape == (1, 4) for of_tau in boxes)
+    assert counts == [1] * 5 and all(tau_boxes.shape == (1, 4) for tau_boxes in boxes)
 
 
 @pytest.mark.parametrize(
@@ -210,8 +210,8 @@ def test_bad_maps(scoremap, error, boxes_folder, masks_folder):
     for function in (
         check_scoremap_validity,
         lambda s: compute_bboxes_from_scoremaps(s, TAUS),
-        lambda s: evaluator_of(BoxEvaluator, boxes_folder).accumulate(s, "a/1.jpg"),
-        lambda s: evaluator_of(MaskEvaluator, masks_folder).accumulate(s, "a.jpg"),
+        lambda s: make_evaluator(BoxEvaluator, boxes_folder).accumulate(s, "a/1.jpg"),
+        lambda s: make_evaluator(MaskEvaluator, masks_folder).accumulate(s, "a.jpg"),
     ):
         with pytest.raises(error):
             function(scoremap)
@@ -223,9 +223,9 @@ def test_iou():
         np.concatenate([c, c + random.integers(0, 90, c.shape)], axis=1)
         for c in (random.integers(0, 130, (7, 2)), random.integers(0, 130, (5, 2)))
     )
-    found = calculate_multiple_iou(a, b)
-    assert found.dtype == np.float64 and found.tolist() == [[iou_by_pixels(x, y) for y in b] for x in a]
-    assert calculate_multiple_iou(a.astype(float), b.astype(np.uint8)).tolist() == found.tolist()
+    iou = calculate_multiple_iou(a, b)
+    assert iou.dtype == np.float64 and iou.tolist() == [[iou_by_pixels(x, y) for y in b] for x in a]
+    assert calculate_multiple_iou(a.astype(float), b.astype(np.uint8)).tolist() == iou.tolist()
     assert (calculate_multiple_iou(np.zeros((3, 4), int), np.zeros((5, 4), int)) == np.ones((3, 5))).all()
 
 
@@ -257,7 +257,7 @@ def test_boxes_in_the_wrong_order_are_runtime_errors(boxes_folder):
     text = (boxes_folder / "localization.txt").read_text().replace("5,5,100,180", "100,5,5,180")
     (boxes_folder / "localization.txt").write_text(text)
     with pytest.raises(RuntimeError):
-        evaluator_of(BoxEvaluator, boxes_folder)
+        make_evaluator(BoxEvaluator, boxes_folder)
 
 
 def test_resize_bbox():
@@ -271,36 +271,36 @@ def test_resize_bbox():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("multi", [False, True])
 def test_box_evaluator_counts_what_a_plain_loop_counts(boxes_folder, multi, dtype):
-    found = evaluator_of(BoxEvaluator, boxes_folder, multi_contour_eval=multi)
-    assert found.gt_bboxes == {"a/1.jpg": [(10, 20, 200, 198)], "b/2.jpg": [(5, 5, 100, 180), (90, 20, 219, 200)]}
+    evaluator = make_evaluator(BoxEvaluator, boxes_folder, multi_contour_eval=multi)
+    assert evaluator.gt_bboxes == {"a/1.jpg": [(10, 20, 200, 198)], "b/2.jpg": [(5, 5, 100, 180), (90, 20, 219, 200)]}
     expected = {delta: np.zeros(len(TAUS)) for delta in (30, 50, 70)}
     for seed in range(6):
         image_id, scoremap = ("a/1.jpg", "b/2.jpg")[seed % 2], smooth_map(seed, dtype=dtype)
-        found.accumulate(scoremap, image_id)
+        evaluator.accumulate(scoremap, image_id)
         for column, tau in enumerate(TAUS):
             best = max(
                 iou_by_pixels(box, gt)
                 for box in boxes_by_opencv(scoremap, tau, multi)
-                for gt in found.gt_bboxes[image_id]
+                for gt in evaluator.gt_bboxes[image_id]
             )
             for delta, counts in expected.items():
                 counts[column] += best >= delta / 100
-    assert found.cnt == 6 and {delta: c.tolist() for delta, c in found.num_correct.items()} == {
+    assert evaluator.cnt == 6 and {delta: c.tolist() for delta, c in evaluator.num_correct.items()} == {
         delta: c.tolist() for delta, c in expected.items()
     }
-    assert found.compute() == [100 * c.max() / 6 for c in expected.values()] and 0 < sum(found.compute()) < 300
+    assert evaluator.compute() == [100 * c.max() / 6 for c in expected.values()] and 0 < sum(evaluator.compute()) < 300
     with pytest.raises(KeyError):
-        found.accumulate(smooth_map(0), "c/3.jpg")  # image_ids.txt leaves it out
+        evaluator.accumulate(smooth_map(0), "c/3.jpg")  # image_ids.txt leaves it out
 
 
 def test_an_overlap_that_is_just_enough_counts(boxes_folder):
     (boxes_folder / "localization.txt").write_text("a/1.jpg,0,0,19,4\nb/2.jpg,0,0,9,9\n")
-    found = evaluator_of(BoxEvaluator, boxes_folder, cam_threshold_list=[0.5])
+    evaluator = make_evaluator(BoxEvaluator, boxes_folder, cam_threshold_list=[0.5])
     scoremap = np.zeros((224, 224))
     scoremap[:4, :9] = 1  # OpenCV's box and a pixel more: (0, 0, 9, 4), half of both ground-truth boxes
     for image_id in ("a/1.jpg", "b/2.jpg"):
-        found.accumulate(scoremap, image_id)
-    assert found.gt_bboxes["a/1.jpg"] == [(0, 0, 9, 8)] and found.compute() == [100, 100, 0]
+        evaluator.accumulate(scoremap, image_id)
+    assert evaluator.gt_bboxes["a/1.jpg"] == [(0, 0, 9, 8)] and evaluator.compute() == [100, 100, 0]
 
 
 def test_masks(masks_folder):
@@ -321,14 +321,14 @@ def test_masks(masks_folder):
 
 def test_mask_evaluator(masks_folder):
     def measured(*scoremaps):
-        found = evaluator_of(MaskEvaluator, masks_folder, cam_threshold_list=list(np.arange(0, 1, 0.01)))
+        evaluator = make_evaluator(MaskEvaluator, masks_folder, cam_threshold_list=list(np.arange(0, 1, 0.01)))
         for image_id, scoremap in scoremaps:
-            found.accumulate(scoremap, image_id)
-        return found.compute()
+            evaluator.accumulate(scoremap, image_id)
+        return evaluator.compute()
 
     mask = get_mask(str(masks_folder), ["a1.png", "a2.png"], "ai.png")
-    for of_ignored in (0, 1):
-        assert measured(("a.jpg", np.where(mask == 255, of_ignored, mask == 1).astype(float))) == 100
+    for ignored_score in (0, 1):
+        assert measured(("a.jpg", np.where(mask == 255, ignored_score, mask == 1).astype(float))) == 100
     share = (mask == 1).sum() / (mask != 255).sum()
     for value in (0, 0.5, 1):
         assert measured(("a.jpg", np.full((224, 224), float(value)))) == pytest.approx(100 * share)
@@ -347,15 +347,15 @@ def test_mask_evaluator(masks_folder):
 @pytest.mark.parametrize("name", ["CUB", "ILSVRC"])
 def test_data_sets_of_boxes_have_no_mask_evaluator(masks_folder, name):
     with pytest.raises(ValueError, match="no masks"):
-        evaluator_of(MaskEvaluator, masks_folder, dataset_name=name)
+        make_evaluator(MaskEvaluator, masks_folder, dataset_name=name)
 
 
 @pytest.mark.parametrize("form", ["boxes", "masks"])
 def test_evaluate_wsol_is_the_evaluators(tmp_path, form):
     write_dataset(tmp_path, "Shapes", form=form, splits=("val",), images=2)
     folder = tmp_path / "metadata/Shapes/val"
-    found = {
-        multi: evaluator_of(
+    evaluators = {
+        multi: make_evaluator(
             {"boxes": BoxEvaluator, "masks": MaskEvaluator}[form],
             folder,
             multi_contour_eval=multi,
@@ -367,7 +367,7 @@ def test_evaluate_wsol_is_the_evaluators(tmp_path, form):
         path = tmp_path / "maps" / f"{image_id}.npy"
         path.parent.mkdir(parents=True, exist_ok=True)
         np.save(path, smooth_map(seed))
-        for one in found.values():
+        for one in evaluators.values():
             one.accumulate(smooth_map(seed), image_id)
     for multi in (False, True):
         for multi_iou in (False, True):
@@ -383,7 +383,7 @@ def test_evaluate_wsol_is_the_evaluators(tmp_path, form):
                 cam_curve_interval=0.05,
                 workers=0,
             )
-            expected = found[multi].compute()
+            expected = evaluators[multi].compute()
             assert number == (expected if form == "masks" else np.average(expected) if multi_iou else expected[1])
 
 

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 RESOLUTION = 224
 
 
-def resize_boxes(boxes: ArrayLike, image_size_wh: tuple[int, int], size: int = RESOLUTION) -> np.ndarray:
+def resize_boxes(boxes: ArrayLike, image_size_wh: tuple[float, float], size: float = RESOLUTION) -> np.ndarray:
     """Boxes (n, 4) of an image scaled to size x size and truncated: (n, 4) int64.
 
     `image_size_wh` is the image's (width, height) in pixels. Nothing is cut off: boxes that reach beyond

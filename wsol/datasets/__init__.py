@@ -1,11 +1,10 @@
-"""Data sets that this program can make itself, in wsolevaluation's format.
+"""Data sets in wsolevaluation's format: listing, reading, checking, loading, generating and writing them.
 
-synthetic: drawn creatures, the embedded default. cutouts: cut-out photographs of objects on photographs.
-writer: what both share, the text files and the all-or-nothing appearance of the folders.
+registry: known data sets and splits. reader: the text files. load: a whole data set, its files checked.
+images, masks: decoding. writer: the text files, written. synthetic, cutouts: data sets that we generate.
+Everything is loaded when first used.
 """
 
-from wsol.datasets.cutouts import make_cutouts
-from wsol.datasets.synthetic import make_synthetic
-from wsol.datasets.writer import Record, publish_dataset, write_metadata
+import lazy_loader
 
-__all__ = ["Record", "make_cutouts", "make_synthetic", "publish_dataset", "write_metadata"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,8 +1,8 @@
-"""Photo composites: cutouts of real objects (RGBA pictures) pasted on real photographs, with exact boxes and masks.
+"""The data set `CUTOUTS`: cut-out objects (RGBA pictures) pasted on photographs, with exact boxes and masks.
 
-The cutouts come from any folder with one folder a class, or from Debian's `tuxpaint-stamps-default`; nothing of them is
-part of this repository. Cutouts are divided between train, val and test before anything is composed, so that no split
-shows an object of another.
+The cutouts come from a folder with one subfolder per class, or from Debian's `tuxpaint-stamps-default`; none of them
+are part of this repository. They are divided between train, val and test before anything is composed, so no object
+appears in two splits.
 Command: scripts/prepare_cutouts.py.
 """
 
@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -19,13 +20,15 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from wsol.datasets.synthetic import natural_noise
-from wsol.datasets.writer import SPLITS, DatasetFolders, Record, publish_dataset, save_example, write_metadata
+from wsol.datasets.drawing.painting import natural_noise
+from wsol.datasets.publish import publish_dataset
+from wsol.datasets.registry import SPLITS
+from wsol.datasets.writer import DatasetFolders, DatasetMetadata, Record, save_example, write_metadata
 from wsol.errors import InputError
 from wsol.log import progress
 
 Pixels = NDArray[np.uint8]
-Background = Callable[[Generator], Pixels]  # gives a photograph, RGB (H, W, 3), any size
+Background = Callable[[Generator], Pixels]  # returns a photograph, RGB (H, W, 3) of any size
 
 LAYOUTS = ("tuxpaint", "folders")
 TUXPAINT_CLASSES = {
@@ -37,13 +40,9 @@ TUXPAINT_CLASSES = {
     "fruit": "food/fruit",
     "vegetable": "food/vegetables",
 }
-TUXPAINT_PLACES = (
-    "usr/share/tuxpaint/stamps",
-    "share/tuxpaint/stamps",
-    "stamps",
-    ".",
-)  # below the folder that the user names
-# Photographs that scikit-image ships inside its package; the others it would download.
+# Where the stamps may be below the folder that the user names.
+TUXPAINT_PLACES = ("usr/share/tuxpaint/stamps", "share/tuxpaint/stamps", "stamps", ".")
+# Photographs that are part of the scikit-image package; it would download the others.
 SKIMAGE_PHOTOS = ("astronaut", "brick", "chelsea", "coffee", "grass", "gravel", "hubble_deep_field", "rocket")
 CUTOUT_SUFFIXES = {".png", ".webp", ".tif", ".tiff"}
 PHOTO_SUFFIXES = CUTOUT_SUFFIXES | {".jpg", ".jpeg", ".bmp"}
@@ -51,23 +50,24 @@ PHOTO_SUFFIXES = CUTOUT_SUFFIXES | {".jpg", ".jpeg", ".bmp"}
 SIDES = (300, 500)  # image sides in pixels
 MAX_ASPECT = 1.6  # longer side / shorter side
 OBJECT_SIDE = (0.35, 0.80)  # max(box width / W, box height / H)
-NOISE_SHARE = 0.2  # share of images on noise where there are photographs too
+NOISE_SHARE = 0.2  # share of images on noise if there are photographs, too
 VAL_SHARE, TEST_SHARE = 0.15, 0.25  # shares of a class's cutouts
-MIN_OPAQUE = 64  # pixels; fewer is no object
+MIN_OPAQUE = 64  # pixels; fewer do not count as an object
 
 
 # ---------------------------------------------------------------- finding and reading
 
 
 def detect_layout(folder: str | Path) -> str:
-    """'tuxpaint' where the stamps' folders are found, else 'folders'."""
+    """The layout of a folder of cutouts: "tuxpaint" if it contains the stamps' folders, else "folders"."""
     return "tuxpaint" if _stamps(Path(folder)) else "folders"
 
 
 def find_cutouts(folder: str | Path, layout: str | None = None) -> dict[str, list[Path]]:
-    """The cutouts of every class, sorted; class names in the order of their numbers. `layout` None: detect.
+    """{class name: sorted cutouts}, in the order of the class indices. Without `layout`, it is detected.
 
-    Raises InputError for a missing folder, an unknown layout, fewer than two classes.
+    Raises:
+        InputError: the folder is missing, the layout is unknown, or there are fewer than two classes.
     """
     folder = Path(folder)
     layout = layout or detect_layout(folder)
@@ -75,31 +75,36 @@ def find_cutouts(folder: str | Path, layout: str | None = None) -> dict[str, lis
         raise InputError(f"layout {layout!r} is unknown; choose one of: {', '.join(LAYOUTS)}")
     if not folder.is_dir():
         raise InputError(
-            f"cutouts folder {folder} does not exist; name a folder with one folder of RGBA pictures a class"
+            f"cutouts folder {folder} does not exist; name a folder with one subfolder of RGBA pictures per class"
         )
     stamps = _stamps(folder)
-    if layout == "tuxpaint" and stamps is None:
+    if layout == "folders":
+        return _find_class_folders(folder)
+    if stamps is None:
         raise InputError(
-            f"{folder} holds no Tux Paint stamps (animals/birds ...); "
+            f"{folder} has no Tux Paint stamps (animals/birds ...); "
             "unpack tuxpaint-stamps-default there with dpkg -x, or use --layout folders"
         )
-    if layout == "tuxpaint":
-        found = {name: _images(stamps / place, CUTOUT_SUFFIXES) for name, place in TUXPAINT_CLASSES.items()}
-        return {
-            name: [p for p in paths if "cartoon" not in p.relative_to(stamps).parts] for name, paths in found.items()
-        }
-    found = {child.name: _images(child, CUTOUT_SUFFIXES) for child in sorted(folder.iterdir()) if child.is_dir()}
-    found = {name: paths for name, paths in found.items() if paths}
-    if len(found) < 2:
+    return {
+        name: [p for p in _images(stamps / place, CUTOUT_SUFFIXES) if "cartoon" not in p.relative_to(stamps).parts]
+        for name, place in TUXPAINT_CLASSES.items()
+    }
+
+
+def _find_class_folders(folder: Path) -> dict[str, list[Path]]:
+    cutouts = {child.name: _images(child, CUTOUT_SUFFIXES) for child in sorted(folder.iterdir()) if child.is_dir()}
+    cutouts = {name: paths for name, paths in cutouts.items() if paths}
+    if len(cutouts) < 2:
         suffixes = ", ".join(sorted(CUTOUT_SUFFIXES))
         raise InputError(
-            f"{folder} holds {len(found)} class folder(s) with pictures ({suffixes}); "
-            "at least two are needed, one folder a class"
+            f"{folder} has {len(cutouts)} class folder(s) with pictures ({suffixes}); "
+            "at least two are needed, one subfolder per class"
         )
-    return found
+    return cutouts
 
 
 def _stamps(folder: Path) -> Path | None:
+    """The folder of Tux Paint's stamps in `folder`, if there is one."""
     return next(
         (folder / place for place in TUXPAINT_PLACES if (folder / place / TUXPAINT_CLASSES["bird"]).is_dir()), None
     )
@@ -112,8 +117,10 @@ def _images(folder: Path, suffixes: set[str]) -> list[Path]:
 def load_cutout(path: str | Path) -> Pixels:
     """Read one cutout: RGBA (H, W, 4), cropped to where alpha > 127.
 
-    Grey and palette pictures with transparency are read too.
-    Raises InputError where the file is no picture, is transparent all over, or nowhere.
+    Grey and palette pictures with transparency are read, too.
+
+    Raises:
+        InputError: the file is not a picture, or has no transparent or no opaque part.
     """
     try:
         with Image.open(path) as image:
@@ -126,7 +133,7 @@ def load_cutout(path: str | Path) -> Pixels:
     opaque = rgba[..., 3] > 127
     if opaque.sum() < MIN_OPAQUE:
         raise InputError(
-            f"{path} is transparent all over (alpha > 127 in {opaque.sum()} pixels); "
+            f"{path} is transparent everywhere (alpha > 127 in only {opaque.sum()} pixels); "
             "remove it or save it again with its alpha channel"
         )
     if opaque.all():
@@ -141,8 +148,10 @@ def load_cutout(path: str | Path) -> Pixels:
 def split_cutouts(paths: Sequence[Path], rng: Generator, name: str = "class") -> dict[str, list[Path]]:
     """Divide one class's cutouts between train, val and test: 60, 15 and 25 %, at least one each.
 
-    Equal files count once: a copy under another name would put one object into two splits.
-    Raises InputError where there are fewer than three different ones.
+    Equal files count once, as a copy under another name would put one object into two splits.
+
+    Raises:
+        InputError: there are fewer than three different cutouts.
     """
     unique = list({hashlib.sha256(path.read_bytes()).digest(): path for path in reversed(paths)}.values())[::-1]
     if len(unique) < len(SPLITS):
@@ -163,9 +172,10 @@ def split_cutouts(paths: Sequence[Path], rng: Generator, name: str = "class") ->
 
 
 def find_backgrounds(sources: Sequence[str | Path] = ("skimage", "noise")) -> list[Background]:
-    """Backgrounds from folders of photographs, from scikit-image ('skimage'), and natural noise ('noise').
+    """Backgrounds from folders of photographs, from scikit-image ("skimage"), and natural noise ("noise").
 
-    Raises InputError for a folder that is missing or holds no photo, and where scikit-image is wanted but missing.
+    Raises:
+        InputError: a folder is missing or has no photograph, or "skimage" is given without scikit-image installed.
     """
     photos: list[Background] = []
     noise: list[Background] = []
@@ -173,21 +183,29 @@ def find_backgrounds(sources: Sequence[str | Path] = ("skimage", "noise")) -> li
         if str(source) == "noise":
             noise = [_noise_photo]
         elif str(source) == "skimage":
-            photos += [lambda rng, photo=photo: photo for photo in _skimage_photos()]
+            photos += map(_in_memory, _skimage_photos())
         elif not Path(source).is_dir():
             raise InputError(
                 f"backgrounds folder {source} does not exist; name a folder of photos, or use: skimage, noise"
             )
         elif not (paths := _images(Path(source), PHOTO_SUFFIXES)):
-            raise InputError(f"backgrounds folder {source} holds no picture; name another, or use: skimage, noise")
+            raise InputError(f"backgrounds folder {source} has no picture; name another, or use: skimage, noise")
         else:
-            photos += [lambda rng, path=path: _read_photo(path) for path in paths]
+            photos += map(_from_file, paths)
     if not photos and not noise:
         raise InputError("no background is given; name a folder of photographs, or use: skimage, noise")
     if not photos:
         return noise
     repeats = max(1, round(len(photos) * NOISE_SHARE / (1 - NOISE_SHARE)))  # draws are uniform over this list
     return photos + noise * repeats
+
+
+def _in_memory(photo: Pixels) -> Background:
+    return lambda rng: photo
+
+
+def _from_file(path: Path) -> Background:
+    return lambda rng: _read_photo(path)
 
 
 def _read_photo(path: Path) -> Pixels:
@@ -213,7 +231,7 @@ def _skimage_photos() -> list[Pixels]:
 
 
 def _noise_photo(rng: Generator) -> Pixels:
-    """Two muted colours mixed by natural noise, with some noise of their own in each channel. (400, 400, 3)"""
+    """Two muted colours mixed by natural noise, with further noise in each channel: (400, 400, 3)."""
     share = natural_noise(rng, 400, 400, 0.65)[..., None]
     tint = cv2.merge([natural_noise(rng, 400, 400, 0.65) for _ in range(3)]) - 0.5
     first, second = (rng.uniform(30, 220) + rng.uniform(-35, 35, 3) for _ in range(2))
@@ -221,27 +239,31 @@ def _noise_photo(rng: Generator) -> Pixels:
 
 
 def crop_background(photo: Pixels, size: tuple[int, int], rng: Generator) -> NDArray[np.float32]:
-    """A random crop of a photo, mirrored or not, its light changed a little, scaled to `size` (W, H). (H, W, 3)"""
+    """A random crop of a photo, scaled to `size` (W, H), maybe mirrored, its light changed a little: (H, W, 3)."""
     width, height = size
     room = min(photo.shape[1] / width, photo.shape[0] / height)  # crop pixels per image pixel, at most
     scale = room * rng.uniform(0.5, 0.98)
-    crop = np.maximum(np.int32((scale * width, scale * height)), 1)
+    crop = np.maximum(np.array((scale * width, scale * height)).astype(np.int32), 1)
     x, y = rng.integers(0, np.array(photo.shape[1::-1]) - crop + 1)
-    patch = photo[y : y + crop[1], x : x + crop[0]][:, :: rng.choice([-1, 1])]
-    patch = cv2.resize(
-        np.ascontiguousarray(patch), size, interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
-    )
-    return patch.astype(np.float32) * np.float32(rng.uniform(0.7, 1.1) * rng.uniform(0.92, 1.08, 3))
+    patch = np.ascontiguousarray(photo[y : y + crop[1], x : x + crop[0]][:, :: rng.choice([-1, 1])])
+    scaled = cv2.resize(patch, size, interpolation=cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC)
+    return scaled.astype(np.float32) * np.float32(rng.uniform(0.7, 1.1) * rng.uniform(0.92, 1.08, 3))
 
 
 # ---------------------------------------------------------------- composing
 
 
 def compose(cutout: Pixels, photo: Pixels, rng: Generator) -> tuple[Pixels, Pixels]:
-    """Paste a cutout, RGBA (h, w, 4), on a background, RGB: image (H, W, 3) and mask (H, W), 255 where alpha > 127.
+    """Paste a cutout, RGBA (h, w, 4), on a photo, RGB.
 
-    Random: image size, crop of the background; the object's size, place, rotation (15 degrees at most), mirroring and
-    brightness.
+    Random are the image size, the crop of the photo, and the object's size, place, rotation (at most 15 degrees),
+    mirroring and brightness.
+
+    Returns:
+        The image (H, W, 3), and the mask (H, W): 255 where alpha > 127, else 0.
+
+    Raises:
+        InputError: the object is so thin that nothing is left of it at the image's size.
     """
     width, height = (int(v) for v in rng.integers(SIDES[0], SIDES[1] + 1, 2))
     width, height = max(width, int(height / MAX_ASPECT)), max(height, int(width / MAX_ASPECT))
@@ -250,7 +272,7 @@ def compose(cutout: Pixels, photo: Pixels, rng: Generator) -> tuple[Pixels, Pixe
         layer = _place(cutout, (width, height), rng)
         alpha = layer[..., 3:]
         mask = np.where(alpha[..., 0] > 127, 255, 0).astype(np.uint8)
-        if mask.any():  # thin objects can fade away when they are made much smaller
+        if mask.any():  # thin objects can vanish when they are scaled down a lot
             break
     else:
         size = f"{cutout.shape[1]}x{cutout.shape[0]}"
@@ -260,21 +282,19 @@ def compose(cutout: Pixels, photo: Pixels, rng: Generator) -> tuple[Pixels, Pixe
 
 
 def _place(cutout: Pixels, size: tuple[int, int], rng: Generator) -> NDArray[np.float32]:
-    """Scale, turn, mirror and move a cutout onto an empty layer of `size` (W, H): premultiplied RGBA, 0..255."""
+    """Scale, turn, mirror and move a cutout onto an empty layer of `size` (W, H): premultiplied RGBA (H, W, 4)."""
     angle = np.deg2rad(rng.uniform(-15, 15))
     linear = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) @ np.diag(
         [rng.choice([-1.0, 1.0]), 1.0]
     )
     rows, columns = np.nonzero(cutout[..., 3] > 127)
     low, extent = _extent(np.stack([columns, rows], 1) @ linear.T)
-    room = np.array(size) - 4.0  # two pixels free at each side
+    room = np.array(size) - 4.0  # two pixels stay free at each side
     scale = min(rng.uniform(*OBJECT_SIDE) / max(extent / size), *(room / extent))
     target = 2 + rng.random(2) * (room - scale * extent)
-    shrink = min(1.0, 1.5 * scale)  # bilinear sampling skips pixels below half size: average first
-    source = cutout.astype(np.float32)
-    source[..., :3] *= (
-        source[..., 3:] / 255
-    )  # premultiplied: no dark or bright fringe from the colour of transparent pixels
+    shrink = min(1.0, 1.5 * scale)  # below half size, bilinear sampling skips pixels: average first
+    source: NDArray[Any] = cutout.astype(np.float32)
+    source[..., :3] *= source[..., 3:] / 255  # premultiplied: the colour of transparent pixels leaves no fringe
     if shrink < 1:
         source = cv2.resize(source, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     ratio = np.array(cutout.shape[1::-1]) / np.array(source.shape[1::-1])  # cutout pixels per source pixel
@@ -286,7 +306,7 @@ def _place(cutout: Pixels, size: tuple[int, int], rng: Generator) -> NDArray[np.
 
 
 def _extent(points: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lowest corner and size of the box around points (N, 2)."""
+    """Lowest corner and size (at least 1) of the box around points (N, 2)."""
     return points.min(0), np.maximum(np.ptp(points, axis=0), 1.0)
 
 
@@ -304,13 +324,27 @@ def make_cutouts(
     seed: int = 0,
     images_per_class: tuple[int, int, int] = (60, 15, 30),
 ) -> bool:
-    """Compose the data set, boxes and masks for all splits, unless it is there already.
+    """Compose and write the data set, with boxes and masks for all splits, unless it exists already.
 
-    images_per_class: numbers for train, val and test. Returns True if something was written.
-    Raises InputError for pictures that cannot be used, numbers below 1, another data set's folder in the way.
+    Args:
+        cutouts: folder of the cutouts.
+        data_root: folder of the images of all data sets.
+        metadata_root: folder of the metadata of all data sets.
+        mask_root: folder of the masks of all data sets (default: data_root).
+        name: the data set's name.
+        layout: one of LAYOUTS (default: detected).
+        backgrounds: folders of photographs, "skimage", "noise"; see `find_backgrounds`.
+        seed: seed of everything that is drawn.
+        images_per_class: numbers for train, val and test.
+
+    Returns:
+        True if something was written.
+
+    Raises:
+        InputError: a picture cannot be used, a number is below 1, or a folder with other files is in the way.
     """
     if len(images_per_class) != len(SPLITS) or min(images_per_class) < 1:
-        raise InputError(f"images a class must be at least 1 in train, val and test, got {images_per_class}")
+        raise InputError(f"images per class must be at least 1 in train, val and test, got {images_per_class}")
     classes = find_cutouts(cutouts, layout)
     divided = [
         split_cutouts(paths, np.random.default_rng((seed, c)), key) for c, (key, paths) in enumerate(classes.items())
@@ -327,13 +361,13 @@ def make_cutouts(
             path = divided[c][split][i % len(divided[c][split])]
             image, mask = compose(pictures[path], photos[rng.integers(len(photos))](rng), rng)
             records[split].append(save_example(folders, f"{split}/{slugs[c]}/{i:04d}", c, image, [mask]))
-        write_metadata(folders.metadata, records, list(classes))
+        write_metadata(folders.metadata, DatasetMetadata(records, list(classes)))
 
-    return publish_dataset(DatasetFolders.of(name, data_root, metadata_root, mask_root), fill)
+    return publish_dataset(DatasetFolders.named(name, data_root, metadata_root, mask_root), fill)
 
 
 def _load_all(paths: Sequence[Path]) -> Mapping[Path, Pixels]:
-    """Read every cutout before anything is written; the error counts all that are bad."""
+    """Read every cutout before anything is written; the error counts all bad ones."""
     pictures, errors = {}, []
     for path in paths:
         try:
@@ -347,10 +381,10 @@ def _load_all(paths: Sequence[Path]) -> Mapping[Path, Pixels]:
 
 
 def _slugs(names: Sequence[str]) -> list[str]:
-    """Folder names without spaces, commas or other special characters, one for each class."""
+    """A folder name for each class, without spaces, commas or other special characters."""
     slugs = [re.sub(r"[^\w.-]+", "_", name).strip("_.") or f"class_{i}" for i, name in enumerate(names)]
     if len(set(slugs)) < len(slugs):
         twin = next(i for i, slug in enumerate(slugs) if slug in slugs[:i])
         first = names[slugs.index(slugs[twin])]
-        raise InputError(f"class folders {first!r} and {names[twin]!r} differ in special characters only: rename one")
+        raise InputError(f"class folders {first!r} and {names[twin]!r} differ only in special characters: rename one")
     return slugs

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import zipfile
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,9 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from wsol.cam import ScoreMaps, Variant
-from wsol.datasets.files import missing_files
-from wsol.datasets.load import check_masks
+from wsol.datasets.file_checks import missing_files
+from wsol.datasets.pictures import file_stems
 from wsol.datasets.reader import SplitMetadata, read_split
+from wsol.datasets.split_files import check_masks
 from wsol.errors import InputError
 from wsol.evaluation.split import Evaluation
 from wsol.geometry import RESOLUTION
@@ -29,14 +29,6 @@ from wsol.log import progress
 
 # How np.load tells that a file is no array: cut off, pickled, a broken zip, a header of nonsense.
 _NOT_READABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile)
-
-
-def file_stems(image_ids: Sequence[str]) -> list[str]:
-    """What files about images are called, their extension apart: the id without its own, or the whole id where two ids
-    differ in their extension only."""
-    stems = [str(Path(image_id).with_suffix("")) for image_id in image_ids]
-    counts = Counter(stems)
-    return [stem if counts[stem] == 1 else image_id for stem, image_id in zip(stems, image_ids, strict=True)]
 
 
 def scoremap_names(image_ids: Sequence[str]) -> list[str]:

@@ -1,0 +1,14 @@
+from .cutouts import make_cutouts as make_cutouts
+from .load import WsolData as WsolData
+from .load import load_data as load_data
+from .publish import publish_dataset as publish_dataset
+from .reader import SplitMetadata as SplitMetadata
+from .reader import read_split as read_split
+from .registry import DATASETS as DATASETS
+from .registry import SPLITS as SPLITS
+from .registry import DatasetInfo as DatasetInfo
+from .registry import dataset_info as dataset_info
+from .synthetic import make_synthetic as make_synthetic
+from .writer import DatasetMetadata as DatasetMetadata
+from .writer import Record as Record
+from .writer import write_metadata as write_metadata
