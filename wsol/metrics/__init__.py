@@ -15,12 +15,8 @@ from wsol.metrics.boxes import (
     trace_contours,
 )
 from wsol.metrics.fidelity import Fidelity, Probe, measure
-from wsol.metrics.localization import (
-    BoxAccuracy,
-    PixelAveragePrecision,
-    average_precision,
-    center_gaussian,
-)
+from wsol.metrics.localization import BoxAccuracy, center_gaussian
+from wsol.metrics.pixels import PixelAveragePrecision, average_precision
 
 __all__ = [
     "RESOLUTION",

@@ -26,7 +26,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import int32, uint8, uint32, uintp
 
-from wsol.metrics.compiled import inlined, kept
+from wsol.metrics.compiled import cached, inlined
 
 NUM_LEVELS = 256  # a foreground is what is brighter than one of 256 levels; nothing is brighter than the last
 
@@ -121,7 +121,7 @@ _DOUBLED_AREA = np.array(
 )
 
 
-@kept
+@cached
 def _enter(grey, width):
     """The order in which pixels enter the foreground, and which of its neighbours each finds there.
 
@@ -161,7 +161,7 @@ def _enter(grey, width):
     return order, bounds, around
 
 
-@kept
+@cached
 def _grow(order, bounds, around, width, foreground, joining):
     """Let pixels enter, one grey after the other, and write down each box of each component.
 
@@ -229,7 +229,7 @@ def _grow(order, bounds, around, width, foreground, joining):
     return rows[:num_rows], labels, joined
 
 
-@kept
+@cached
 def _largest(order, bounds, around, width, brightest):
     """The box of the largest component of a map without holes at each level, (256, 4) int32.
 
@@ -303,7 +303,7 @@ def _largest(order, bounds, around, width, brightest):
     return largest
 
 
-@kept
+@cached
 def _fill(padded, labels, joined, width):
     """Raise each hole of the padded map, in place, to the lowest grey over which it drains to the border.
 
@@ -377,7 +377,7 @@ def _steps(stride):
     return steps
 
 
-@kept
+@cached
 def _match(boxes, largest, brightest, gt_boxes, taus):
     """`match` for the fields of `Contours`."""
     multi, single = np.zeros(NUM_LEVELS), np.zeros(NUM_LEVELS)

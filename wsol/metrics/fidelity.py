@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from wsol.classifier import Output, eval_mode
 from wsol.metrics.imputation import linear_imputation
-from wsol.metrics.localization import _CountingMetric
+from wsol.metrics.counting import CountingMetric
 
 STEPS = 20  # of insertion and deletion, 5 % of the pixels each
 PERCENTILES = tuple(range(10, 100, 10))  # of ROAD
@@ -332,7 +332,7 @@ def measure(probe: Probe, maps: Tensor, measures: Sequence[str]) -> dict[str, Te
     return found
 
 
-class Fidelity(_CountingMetric):
+class Fidelity(CountingMetric):
     """Means over images of what `measure` and the pointing games give for one row.
 
     An image's figures are rounded to multiples of 2^-32 and summed as integers, so that shards give one process's
