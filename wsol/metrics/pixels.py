@@ -19,10 +19,6 @@ from wsol.metrics.boxes import thresholds
 from wsol.metrics.counting import CountingMetric, check_scoremaps
 from wsol.metrics.records import PixelRecords
 
-# The row of counts that a mask value adds to: foreground, background, ignored, and anything else.
-_ROWS = np.full(256, 3, np.intp)
-_ROWS[[1, 0, 255]] = 0, 1, 2
-
 
 def average_precision(foreground: np.ndarray, background: np.ndarray) -> float:
     """Area under the precision-recall curve, in [0, 1].
@@ -53,7 +49,7 @@ def average_precisions(foreground: np.ndarray, background: np.ndarray) -> np.nda
 
 
 def count_pixels(scoremap: np.ndarray, mask: np.ndarray, taus: np.ndarray) -> np.ndarray:
-    """Pixels per score bin of one map, (2, T + 1) int64, foreground and background: np.histogram's, in less time.
+    """Pixels per score bin of one map, (2, T + 1) int64: foreground and background.
 
     Args:
         scoremap: (H, W) floats in [0, 1]; they are compared with the thresholds in float64.
@@ -66,17 +62,20 @@ def count_pixels(scoremap: np.ndarray, mask: np.ndarray, taus: np.ndarray) -> np
     """
     if not (scoremap.min() >= 0 and scoremap.max() <= 1):  # also False for NaN
         raise ValueError("score map values must lie in [0, 1], without NaN")
-    scores = scoremap.astype(np.float64).ravel()
+    foreground, background = mask == 1, mask == 0
+    if not (foreground | background | (mask == 255)).all():
+        raise ValueError("mask values must be 1 (foreground), 0 (background) or 255 (ignored)")
+    return np.stack([_histogram(scoremap[pixels], taus) for pixels in (foreground, background)])
+
+
+def _histogram(scores: np.ndarray, taus: np.ndarray) -> np.ndarray:
+    """np.histogram(scores, [*taus, 2, 3])[0] of scores (n,) in [0, 1], in less time: the bins are equally wide."""
+    scores = scores.astype(np.float64)
     # A guess by multiplying: shrunk by more than rounding can add, it is never too high and at most one too low.
     bins = (scores * ((1 - 1e-14) / taus[1])).astype(np.intp)
     np.minimum(bins, len(taus) - 2, out=bins)  # the last bin below 1 can be narrower
     bins += scores >= taus[1:].take(bins)
-    num_bins = len(taus) + 1
-    bins += _ROWS.take(mask.ravel()) * num_bins
-    counts = np.bincount(bins, minlength=4 * num_bins).reshape(4, num_bins)
-    if counts[3].any():
-        raise ValueError("mask values must be 1 (foreground), 0 (background) or 255 (ignored)")
-    return counts[:2]
+    return np.bincount(bins, minlength=len(taus) + 1)
 
 
 class PixelAveragePrecision(CountingMetric):
