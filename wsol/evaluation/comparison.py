@@ -212,7 +212,7 @@ def _measure(folder: Path, results: dict, images: PerImage, weights: np.ndarray)
     for key, replicates in known.items():
         if key not in values or not np.isclose(replicates[0], values[key], rtol=0, atol=1e-6):
             raise InputError(
-                f"results.json and per_image.npz of {folder} come from different evaluations ({' '.join(key)} differs); "
+                f"results.json and per_image.npz of {folder} come from different evaluations: {' '.join(key)} differs; "
                 "evaluate the run again with --eval_only"
             )
     return {
@@ -229,8 +229,8 @@ def _in_all(runs: list[dict[Key, Measured]]) -> dict[Key, list[Measured]]:
 def table(groups: Sequence[Group], rows: Collection[str] = (), metrics: Collection[str] = ()) -> str:
     """The printed table, one line per row and metric.
 
-    It has each group's mean and deviation and, where there are several, their differences from the first group. For a
-    single group it has each row's difference from the softmax row of the same method.
+    It shows each group's mean and deviation. Several groups are compared with the first one, a single group's rows with
+    the softmax row of the same method.
 
     Args:
         groups: see `read_groups`.
