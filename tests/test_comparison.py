@@ -14,7 +14,7 @@ from wsol.metrics.records import BoxRecords
 from wsol.run.folder import RunFolder
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import compare_runs  # noqa: E402
+import compare_runs
 
 TAUS = np.array([0.0, 0.5, 1.0, 0.2])
 

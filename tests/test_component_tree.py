@@ -186,7 +186,8 @@ def test_read_only_and_strided_maps():
     view.flags.writeable = False
     gt = np.array([[1, 1, 5, 4]], np.int32)
     gt.flags.writeable = False
-    for found, expected in zip(match(trace(view), gt, EVERY_LEVEL), match(trace(view.copy()), gt, EVERY_LEVEL)):
+    views, copies = (match(trace(greys), gt, EVERY_LEVEL) for greys in (view, view.copy()))
+    for found, expected in zip(views, copies, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 

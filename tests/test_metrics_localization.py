@@ -256,7 +256,7 @@ def test_order_of_images_does_not_matter(greys, random):
 
 
 def bad_updates():
-    maps, truth, top1, top5 = four_images()
+    maps, truth, top1, _ = four_images()
     nan = maps.copy()
     nan[3, 2, 2] = np.nan
     return [
@@ -273,7 +273,7 @@ def bad_updates():
     ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), bad_updates())
+@pytest.mark.parametrize("arguments, message", bad_updates())
 def test_bad_updates_count_nothing(arguments, message):
     metric = BoxAccuracy(resolution=8)
     with pytest.raises(ValueError, match=message):
@@ -302,8 +302,13 @@ def test_bad_use():
     metric.update(maps, truth)
     with pytest.raises(ValueError, match="top1 is known for 4 of 8"):
         metric.compute()
-    for arguments in ({"iou_thresholds": ()}, {"iou_thresholds": (0.0,)}, {"loc_threshold": 1.2}, {"interval": 0}):
-        with pytest.raises(ValueError):
+    for arguments, message in (
+        ({"iou_thresholds": ()}, "IoU thresholds"),
+        ({"iou_thresholds": (0.0,)}, "IoU thresholds"),
+        ({"loc_threshold": 1.2}, "loc_threshold"),
+        ({"interval": 0}, "interval"),
+    ):
+        with pytest.raises(ValueError, match=message):
             BoxAccuracy(**arguments)
 
 
@@ -315,11 +320,11 @@ def brute_pxap(scoremaps, masks, taus):
     edges = np.concatenate([taus[taus < 1], [1.0, 2.0, 3.0]])
     true = np.zeros(len(edges) - 1)
     false = np.zeros(len(edges) - 1)
-    for scoremap, mask in zip(scoremaps, masks):
+    for scoremap, mask in zip(scoremaps, masks, strict=True):
         true += np.histogram(scoremap[mask == 1], bins=edges)[0]
         false += np.histogram(scoremap[mask == 0], bins=edges)[0]
     area, above_true, above_false = 0.0, 0.0, 0.0
-    for t, f in zip(true[::-1], false[::-1]):
+    for t, f in zip(true[::-1], false[::-1], strict=True):
         above_true, above_false = above_true + t, above_false + f
         if above_true + above_false:
             area += above_true / (above_true + above_false) * t / true.sum()

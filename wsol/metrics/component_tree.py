@@ -21,13 +21,14 @@ The loops are compiled (wsol/metrics/compiled.py).
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import int32, uint8, uint32, uintp
 
 from wsol.metrics.compiled import cached, inlined
 
+Index = np.unsignedinteger[Any]  # of an array: compiled code skips the check for negative ones
 NUM_LEVELS = 256  # a foreground is what is brighter than one of 256 levels; nothing is brighter than the last
 
 # Neighbours of a pixel are bits: N, NE, E, SE, S, SW, W, NW from the lowest.
@@ -123,7 +124,7 @@ _DOUBLED_AREA = np.array(
 
 
 @cached
-def _enter(grey, width):
+def _enter(grey: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The order in which pixels enter the foreground, and which of its neighbours each pixel finds there.
 
     grey: the padded map (H + 2, stride) int16. Returns the order (H * W,) uint32 of positions, brightest first, ties in
@@ -163,7 +164,9 @@ def _enter(grey, width):
 
 
 @cached
-def _grow(order, bounds, around, width, foreground, joining):
+def _grow(
+    order: np.ndarray, bounds: np.ndarray, around: np.ndarray, width: int, foreground: bool, joining: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Add pixels, one grey after the other, and record each box of each component.
 
     order, bounds, around: of `_enter`; for the background, order and bounds reversed. joining: of `_joining`.
@@ -231,7 +234,7 @@ def _grow(order, bounds, around, width, foreground, joining):
 
 
 @cached
-def _largest(order, bounds, around, width, brightest):
+def _largest(order: np.ndarray, bounds: np.ndarray, around: np.ndarray, width: int, brightest: int) -> np.ndarray:
     """The box of the largest component of a map without holes at each level, (256, 4) int32.
 
     order, bounds, around: of `_enter`. (0, 0, 0, 0) from the brightest grey on.
@@ -305,7 +308,7 @@ def _largest(order, bounds, around, width, brightest):
 
 
 @cached
-def _fill(padded, labels, joined, width):
+def _fill(padded: np.ndarray, labels: np.ndarray, joined: np.ndarray, width: int) -> None:
     """Raise each hole of the padded map, in place, to the lowest grey over which it drains to the border.
 
     labels, joined: of `_grow` for the background.
@@ -317,7 +320,7 @@ def _fill(padded, labels, joined, width):
 
 
 @inlined
-def _find(parent, label):
+def _find(parent: np.ndarray, label: int) -> Index:
     """The component that `label` has become part of."""
     c = uintp(label)
     while parent[c] != c:
@@ -327,7 +330,7 @@ def _find(parent, label):
 
 
 @inlined
-def _first_pixel(extent, c, labels, parent, shift):
+def _first_pixel(extent: np.ndarray, c: int, labels: np.ndarray, parent: np.ndarray, shift: int) -> int:
     """The first pixel of component c in raster order; `extent` has its row, but possibly a later column."""
     row = extent[c, 0] >> shift << shift
     for p in range(row + extent[c, 2], extent[c, 0]):
@@ -337,7 +340,18 @@ def _first_pixel(extent, c, labels, parent, shift):
 
 
 @inlined
-def _write(extent, c, since, grey, shift, width, height, foreground, rows, num_rows):
+def _write(
+    extent: np.ndarray,
+    c: int,
+    since: np.ndarray,
+    grey: int,
+    shift: int,
+    width: int,
+    height: int,
+    foreground: bool,
+    rows: np.ndarray,
+    num_rows: Index,
+) -> Index:
     """Record the box that component c had until this grey, unless it is newer; returns the new number of rows."""
     if since[c] == grey:
         return num_rows
@@ -349,7 +363,9 @@ def _write(extent, c, since, grey, shift, width, height, foreground, rows, num_r
 
 
 @inlined
-def _box(extent, c, shift, width, height, margin, boxes, row):
+def _box(
+    extent: np.ndarray, c: int, shift: int, width: int, height: int, margin: int, boxes: np.ndarray, row: int
+) -> None:
     """The contour's box of component c as x, y, x + w, y + h, cut off at the border, in a row of boxes.
 
     extent[c]: first and last pixel, left and right column in the padded map. margin: by which the contour is larger.
@@ -361,7 +377,7 @@ def _box(extent, c, shift, width, height, margin, boxes, row):
 
 
 @inlined
-def _log2(stride):
+def _log2(stride: int) -> int:
     """The exponent of a power of two."""
     exponent = 0
     while 1 << exponent < stride:
@@ -370,7 +386,7 @@ def _log2(stride):
 
 
 @inlined
-def _steps(stride):
+def _steps(stride: int) -> np.ndarray:
     """The offset of each direction's neighbour in the padded map; unsigned like indices, which saves a check."""
     steps = np.empty(8, np.uintp)
     for k, step in enumerate((-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride)):
@@ -379,7 +395,9 @@ def _steps(stride):
 
 
 @cached
-def _match(boxes, largest, brightest, gt_boxes, taus):
+def _match(
+    boxes: np.ndarray, largest: np.ndarray, brightest: int, gt_boxes: np.ndarray, taus: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`match` for the fields of `Contours`."""
     multi, single = np.zeros(NUM_LEVELS), np.zeros(NUM_LEVELS)
     for i in range(len(boxes)):
@@ -398,7 +416,7 @@ def _match(boxes, largest, brightest, gt_boxes, taus):
 
 
 @inlined
-def _best_iou(boxes, i, gt_boxes):
+def _best_iou(boxes: np.ndarray, i: int, gt_boxes: np.ndarray) -> float:
     """The best IoU of one box with any ground truth: the same quotients as those of `wsol.metrics.boxes.box_iou`."""
     area, best = (boxes[i, 2] - boxes[i, 0] + 1) * (boxes[i, 3] - boxes[i, 1] + 1), 0.0
     for k in range(len(gt_boxes)):
