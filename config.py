@@ -21,7 +21,7 @@ from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
-from wsol.metrics.fidelity import MEASURES
+from wsol.metrics.measures import MEASURES
 
 # The names the references use for `--unfreeze_layer`; each works on every network.
 UNFREEZE = {

@@ -34,8 +34,8 @@ from wsol.evaluation.saved_maps import scoremap_names
 from wsol.evaluation.split import Evaluation
 from wsol.log import log, log_to, start_log
 from wsol.losses import OBJECTIVES, Objective
-from wsol.metrics.fidelity import COST
-from wsol.metrics.localization import CONTOURS
+from wsol.metrics.box_metrics import CONTOURS
+from wsol.metrics.measures import COST
 from wsol.run import checkpoint, command, figures, report
 from wsol.run.folder import RunFolder
 from wsol.run.history import History

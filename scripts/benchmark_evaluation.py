@@ -1,4 +1,4 @@
-"""What does evaluation cost? Our metrics beside the plain loop of their definition, measured in the same run.
+"""What does evaluation cost? Our metrics beside a plain loop over their definition, measured in the same run.
 
     python scripts/benchmark_evaluation.py                      # 64 maps of 224 x 224, upsampled from 14 x 14
     python scripts/benchmark_evaluation.py --maps 5 --cells 7
@@ -6,8 +6,8 @@
 
 Boxes: the plain loop thresholds each map at every tau, once for all contours and once for the largest, and asks OpenCV
 for the contours. Masks: the plain way is np.histogram of the foreground's and of the background's scores, map by map.
-Maps are taken in batches, one way after the other; medians of the processor's time are compared, one thread each,
-so that what else the machine does counts little. The script ends with an error if the numbers differ.
+Both ways alternate batch by batch. Medians of CPU time on one thread are compared, so that other work on the machine
+matters little. The script ends with an error if the numbers differ.
 """
 
 from __future__ import annotations
@@ -23,30 +23,35 @@ from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cv2  # noqa: E402 - the line above makes the project importable
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tabulate import tabulate  # noqa: E402
+import cv2
+import numpy as np
+import torch
+from tabulate import tabulate
 
-from wsol.geometry import box_iou  # noqa: E402
-from wsol.log import progress  # noqa: E402
-from wsol.metrics import BoxAccuracy, PixelAveragePrecision, thresholds  # noqa: E402
+from wsol.geometry import box_iou
+from wsol.log import progress
+from wsol.metrics import BoxAccuracy, PixelAveragePrecision, thresholds
 
 IOU_THRESHOLDS = (30, 50, 70)
 BATCH = 32  # maps, as in training and evaluation
 
 
 class Images(NamedTuple):
+    """N score maps and their ground truth."""
+
     maps: np.ndarray  # (N, side, side) float32
     boxes: list[np.ndarray]  # N times (n, 4) int
     masks: np.ndarray  # (N, side, side) uint8
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """The flags of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--maps", type=positive, default=64, metavar="N", help="number of maps (default: %(default)s)")
-    parser.add_argument("--side", type=positive, default=224, help="of the maps, in pixels (default: %(default)s)")
-    parser.add_argument("--cells", type=positive, default=14, help="side of what they are upsampled from (default: 14)")
+    parser.add_argument("--side", type=positive, default=224, help="side of the maps in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--cells", type=positive, default=14, help="side of the noise that maps are upsampled from (default: 14)"
+    )
     parser.add_argument("--interval", type=float, default=0.001, help="step of the thresholds (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     args = parser.parse_args(argv)
@@ -58,6 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def positive(text: str) -> int:
+    """A whole number of at least 1."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"at least 1, got {number}")
@@ -67,7 +73,8 @@ def positive(text: str) -> int:
 def draw_images(count: int, side: int, cells: int, seed: int) -> Images:
     """Noise of cells x cells, upsampled and stretched to [0, 1]; one to three boxes; a mask with an ignored margin."""
     random = np.random.default_rng(seed)
-    maps, boxes, masks = np.empty((count, side, side), np.float32), [], np.zeros((count, side, side), np.uint8)
+    maps, masks = np.empty((count, side, side), np.float32), np.zeros((count, side, side), np.uint8)
+    boxes: list[np.ndarray] = []
     for i in range(count):
         noise = random.random((cells, cells)).astype(np.float32)
         raw = cv2.resize(noise, (side, side), interpolation=cv2.INTER_CUBIC)
@@ -81,13 +88,14 @@ def draw_images(count: int, side: int, cells: int, seed: int) -> Images:
 
 
 def plain_boxes(scoremap: np.ndarray, gt_boxes: np.ndarray, taus: np.ndarray) -> np.ndarray:
-    """Is the map right, for all contours and the largest one, at each IoU threshold and tau? (2, 3, T) bool."""
+    """Whether the map is right, for all contours and the largest one, at each IoU threshold and tau: (2, 3, T) bool."""
     height, width = scoremap.shape
     right = []
     for every_contour in (True, False):
         grey = (scoremap * 255).astype(np.uint8)
         brightest = int(grey.max())
-        boxes, start = [], []
+        boxes: list[tuple[int, int, int, int]] = []
+        start = []
         for tau in taus:
             _, binary = cv2.threshold(grey, int(tau * brightest), 255, cv2.THRESH_BINARY)
             contours, _ = cv2.findContours(binary, cv2.RETR_TREE, cv2.CHAIN_APPROX_SIMPLE)
@@ -108,38 +116,41 @@ def plain_pixels(scoremap: np.ndarray, mask: np.ndarray, edges: np.ndarray) -> n
     return np.stack([np.histogram(scoremap[mask == value], edges)[0] for value in (1, 0)])
 
 
-def timed(function: Callable, *arguments: Any, clock: Callable[[], float] = time.thread_time) -> tuple[float, Any]:
-    """Seconds of the processor's time (of another clock), and what the function returned."""
+def timed(
+    function: Callable[..., Any], *arguments: Any, clock: Callable[[], float] = time.thread_time
+) -> tuple[float, Any]:
+    """Seconds by a clock (CPU time of this thread), and what the function returned."""
     start = clock()
     result = function(*arguments)
     return clock() - start, result
 
 
 def batches(images: Images, title: str) -> Iterator[Images]:
-    starts = range(0, len(images.maps), BATCH)
-    for start in progress(starts, title):
-        yield Images(*(field[start : start + BATCH] for field in images))
+    """The images in batches, with a progress bar."""
+    for start in progress(range(0, len(images.maps), BATCH), title):
+        batch = slice(start, start + BATCH)
+        yield Images(images.maps[batch], images.boxes[batch], images.masks[batch])
 
 
 def compare_boxes(images: Images, interval: float) -> tuple[list[float], list[float]]:
-    """Seconds a map of the plain loop and of ours, each from the map to the metric."""
+    """Seconds per map of the plain loop and of ours, each from the map to the metric."""
     taus = thresholds(interval)
     side = images.maps.shape[1]
     BoxAccuracy(interval, IOU_THRESHOLDS, resolution=side).update(images.maps[:1], images.boxes[:1])  # compiles
     metric = BoxAccuracy(interval, IOU_THRESHOLDS, resolution=side, threads=1)
     count, plain, ours = np.zeros((2, len(IOU_THRESHOLDS), len(taus)), np.int64), [], []
     for batch in batches(images, "boxes"):
-        for scoremap, gt_boxes in zip(batch.maps, batch.boxes):
+        for scoremap, gt_boxes in zip(batch.maps, batch.boxes, strict=True):
             seconds, right = timed(plain_boxes, scoremap, gt_boxes, taus)
             count += right
             plain.append(seconds)
         ours.append(timed(metric.update, batch.maps, batch.boxes)[0] / len(batch.maps))
     num_maps = len(images.maps)
-    seconds, found = timed(metric.compute)
+    seconds, metrics = timed(metric.compute)
     best = (count * 100.0 / num_maps).max(axis=2)
     if (
-        found["maxboxacc"] != dict(zip(IOU_THRESHOLDS, best[0].tolist()))
-        or found["maxboxacc_v1"] != best[1, 1]
+        metrics["maxboxacc"] != dict(zip(IOU_THRESHOLDS, best[0].tolist(), strict=True))
+        or metrics["maxboxacc_v1"] != best[1, 1]
         or not np.array_equal(metric.state()["multi"][:, :-1], count[0])
     ):
         sys.exit("benchmark_evaluation.py: error: the metric and the plain loop differ")
@@ -147,14 +158,13 @@ def compare_boxes(images: Images, interval: float) -> tuple[list[float], list[fl
 
 
 def compare_pixels(images: Images, interval: float) -> tuple[list[float], list[float]]:
-    """Seconds a map of np.histogram and of ours."""
+    """Seconds per map of np.histogram and of ours."""
     edges = np.append(thresholds(interval), [2.0, 3.0])
     side = images.maps.shape[1]
-    PixelAveragePrecision(interval, resolution=side).update(images.maps[:1], images.masks[:1])  # compiles
     metric = PixelAveragePrecision(interval, resolution=side, threads=1)
     count, plain, ours = np.zeros((2, len(edges) - 1), np.int64), [], []
     for batch in batches(images, "masks"):
-        for scoremap, mask in zip(batch.maps, batch.masks):
+        for scoremap, mask in zip(batch.maps, batch.masks, strict=True):
             seconds, pixels = timed(plain_pixels, scoremap, mask, edges)
             count += pixels
             plain.append(seconds)
@@ -166,7 +176,7 @@ def compare_pixels(images: Images, interval: float) -> tuple[list[float], list[f
 
 
 def scaling(images: Images, interval: float, rounds: int = 5) -> list[tuple[int, float]]:
-    """Seconds on the wall a map of BoxAccuracy.update with 1, 2, 4, ... threads, up to the cores; medians of rounds."""
+    """Wall-clock seconds per map of BoxAccuracy.update with 1, 2, 4, ... threads, up to the number of cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     numbers = sorted({1 << i for i in range(cores.bit_length())} | {cores})
     spent: dict[int, list[float]] = {threads: [] for threads in numbers}
@@ -178,6 +188,7 @@ def scaling(images: Images, interval: float, rounds: int = 5) -> list[tuple[int,
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the comparisons and print the tables."""
     args = parse_args(argv)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)

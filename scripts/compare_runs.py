@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Compare finished runs: mean ± deviation over seeds, and paired differences over the same images.
+"""Compare finished runs: mean ± standard deviation over seeds, and paired differences over the same images.
 
     python scripts/compare_runs.py experiments/cam experiments/hires            # A, B; more follow as C, D, ...
     python scripts/compare_runs.py cam-0,cam-1,cam-2 hires-0,hires-1,hires-2    # groups of seeds, joined by commas
-    python scripts/compare_runs.py 'experiments/cam-*' 'experiments/hires-*'    # or by patterns, quoted
-    python scripts/compare_runs.py experiments/cam --metrics maxboxacc_v2,pxap  # one: its rows against softmax rows
+    python scripts/compare_runs.py 'experiments/cam-*' 'experiments/hires-*'    # groups by quoted patterns
+    python scripts/compare_runs.py experiments/cam --metrics maxboxacc_v2,pxap  # one run: its rows against softmax
 
-Each is a run folder of main.py, evaluated on the same split. What it prints: wsol/evaluation/comparison.py.
+Each argument is a run folder of main.py; all must be evaluated on the same split. wsol/evaluation/comparison.py says
+how the table is made.
 """
 
 import argparse
@@ -15,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.errors import InputError  # noqa: E402
-from wsol.evaluation.comparison import read_groups, table  # noqa: E402
+from wsol.errors import InputError
+from wsol.evaluation.comparison import read_groups, table
 
 
 def report(arguments: argparse.Namespace) -> str:
@@ -29,13 +30,13 @@ def report(arguments: argparse.Namespace) -> str:
     if arguments.bootstrap:
         legend.append(
             f"[low, high]: 95 % bootstrap interval of the difference over the same images "
-            f"({arguments.bootstrap:,} resamples, trained networks held fixed); *: without 0"
+            f"({arguments.bootstrap:,} resamples, trained networks held fixed); *: interval excludes 0"
         )
     return "\n".join([*lines, images, "", table(groups, arguments.rows, arguments.metrics), "", *legend])
 
 
 def names(text: str) -> list[str]:
-    """ "a, b" → ["a", "b"]."""
+    """Split "a, b" into ["a", "b"]."""
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
@@ -47,25 +48,32 @@ def resamples(text: str) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "runs",
         nargs="+",
         metavar="RUN[,RUN...]",
-        help="run folders; a group of seeds joined by commas, or a quoted pattern",
+        help="a run folder, a group of seeds joined by commas, or a quoted pattern",
     )
     parser.add_argument(
         "--rows",
         type=names,
         default=[],
         metavar="A,B,...",
-        help="only these rows, such as cam_sigmoid_clamped, or classification",
+        help="show only these rows, such as cam_sigmoid_clamped or classification",
     )
-    parser.add_argument("--metrics", type=names, default=[], metavar="A,B,...", help="only these, such as maxboxacc_v2")
     parser.add_argument(
-        "--bootstrap", type=resamples, default=1000, metavar="N", help="resamples (default 1000), 0: none"
+        "--metrics", type=names, default=[], metavar="A,B,...", help="show only these metrics, such as maxboxacc_v2"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the resamples (default 0)")
+    parser.add_argument(
+        "--bootstrap",
+        type=resamples,
+        default=1000,
+        metavar="N",
+        help="number of resamples (default 1000); 0: no intervals",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the resamples (default 0)")
     try:
         print(report(parser.parse_args(argv)))
     except InputError as error:

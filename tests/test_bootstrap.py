@@ -5,7 +5,8 @@ import pytest
 from test_metrics_localization import four_images, random_images
 
 from wsol.metrics.bootstrap import box_replicates, draw, interval, intervals, pixel_replicates, right_replicates
-from wsol.metrics.localization import BoxAccuracy, PixelAveragePrecision
+from wsol.metrics.localization import BoxAccuracy
+from wsol.metrics.pixels import PixelAveragePrecision
 from wsol.metrics.records import BoxRecords, PixelRecords
 
 COARSE = {"interval": 0.01, "iou_thresholds": (30, 70), "loc_threshold": 0.255, "resolution": 24}

@@ -14,7 +14,7 @@ from wsol.metrics.records import BoxRecords
 from wsol.run.folder import RunFolder
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import compare_runs  # noqa: E402
+import compare_runs
 
 TAUS = np.array([0.0, 0.5, 1.0, 0.2])
 
@@ -139,7 +139,7 @@ def test_one_group_is_compared_with_its_softmax_rows(tmp_path):
     assert found["cam_sigmoid_clamped", "fidelity_softmax_avg_drop"] == ["12.5", "+0.0"]
     chosen = cells(table(groups, ["cam_softmax"], ["gt_loc", "maxboxacc_50"]))
     assert set(chosen) == {("cam_softmax", "gt_loc"), ("cam_softmax", "maxboxacc_50")}
-    with pytest.raises(InputError, match=r"no run has the row 'cam' \(there are: classification, cam_softmax, "):
+    with pytest.raises(InputError, match=r"no run has the row 'cam' \(they have: classification, cam_softmax, "):
         table(groups, ["cam"])
 
 
@@ -153,8 +153,8 @@ def test_groups_by_commas_and_patterns(tmp_path, monkeypatch):
     for text, message in (
         ("s0,s0", "named twice"),
         ("x*", "no run .* matches 'x"),
-        ("s0,zz", "there is no run zz"),
-        (",", "an empty group"),
+        ("s0,zz", "there is no run folder zz"),
+        (",", "a group of runs is empty"),
     ):
         with pytest.raises(InputError, match=message):
             find_runs(text)

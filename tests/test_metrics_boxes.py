@@ -246,7 +246,7 @@ def test_quantize_in_the_maps_own_precision():
 
 
 @pytest.mark.parametrize(
-    ("scoremap", "message"),
+    "scoremap, message",
     [
         (np.array([[0, np.nan]]), "NaN"),
         (np.array([[0, 1.001]]), r"\[0, 1\]"),
@@ -318,12 +318,12 @@ def test_resize_boxes_by_hand():
 
 @given(BOX, st.integers(21, 3000), st.integers(21, 3000))
 def test_resize_boxes_truncates_the_scaled_numbers(box, width, height):
-    expected = [int(v * 224.0 / s) for v, s in zip(box, (width, height) * 2)]
+    expected = [int(v * 224.0 / s) for v, s in zip(box, (width, height) * 2, strict=True)]
     assert resize_boxes([box], (width, height))[0].tolist() == expected
 
 
 @pytest.mark.parametrize(
-    ("boxes", "message"),
+    "boxes, message",
     [
         (np.zeros(4, int), r"\(n, 4\)"),
         (np.zeros((2, 3), int), r"\(n, 4\)"),

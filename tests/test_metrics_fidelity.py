@@ -25,7 +25,6 @@ from wsol import CamExtractor, dualize
 from wsol.classifier import Output
 from wsol.errors import InputError
 from wsol.metrics.fidelity import (
-    MEASURES,
     Fidelity,
     Probe,
     blur,
@@ -38,6 +37,7 @@ from wsol.metrics.fidelity import (
     road,
 )
 from wsol.metrics.imputation import linear_imputation
+from wsol.metrics.measures import MEASURES
 
 HEADS = ("softmax", "sigmoid")
 
@@ -433,7 +433,7 @@ def test_errors_name_what_is_wrong(scene):
             measured(probe, maps * torch.nan)
     with pytest.raises(ValueError, match="need class ids"):
         Probe(dual, images, class_ids[:2])
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(ValueError, match="batch must be at least 1"):
         Probe(dual, images, class_ids, batch=0)
     with pytest.raises(ValueError, match="unknown fidelity measure"):
         Fidelity(["confidance"])

@@ -8,12 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from wsol.metrics.boxes import thresholds
-from wsol.metrics.localization import (
-    BoxAccuracy,
-    PixelAveragePrecision,
-    average_precision,
-    center_gaussian,
-)
+from wsol.metrics.localization import BoxAccuracy, center_gaussian
+from wsol.metrics.pixels import PixelAveragePrecision, average_precision
 
 KEYS = {"maxboxacc", "maxboxacc_v2", "maxboxacc_v1", "gt_loc", "gt_loc_best"}
 TOP_KEYS = {"top1_loc", "top5_loc", "top1_loc_best"}
@@ -260,7 +256,7 @@ def test_order_of_images_does_not_matter(greys, random):
 
 
 def bad_updates():
-    maps, truth, top1, top5 = four_images()
+    maps, truth, top1, _ = four_images()
     nan = maps.copy()
     nan[3, 2, 2] = np.nan
     return [
@@ -277,7 +273,7 @@ def bad_updates():
     ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), bad_updates())
+@pytest.mark.parametrize("arguments, message", bad_updates())
 def test_bad_updates_count_nothing(arguments, message):
     metric = BoxAccuracy(resolution=8)
     with pytest.raises(ValueError, match=message):
@@ -292,7 +288,7 @@ def test_bad_use():
     for call in (empty.compute, empty.curve):
         with pytest.raises(ValueError, match="no image"):
             call()
-    with pytest.raises(ValueError, match="val split holds no image"):
+    with pytest.raises(ValueError, match="val split has no image"):
         metric.compute(empty)
     for other in (BoxAccuracy(interval=0.1, resolution=8), BoxAccuracy(0.001, (50,), resolution=8)):
         with pytest.raises(ValueError, match="settings"):
@@ -306,8 +302,13 @@ def test_bad_use():
     metric.update(maps, truth)
     with pytest.raises(ValueError, match="top1 is known for 4 of 8"):
         metric.compute()
-    for arguments in ({"iou_thresholds": ()}, {"iou_thresholds": (0.0,)}, {"loc_threshold": 1.2}, {"interval": 0}):
-        with pytest.raises(ValueError):
+    for arguments, message in (
+        ({"iou_thresholds": ()}, "IoU thresholds"),
+        ({"iou_thresholds": (0.0,)}, "IoU thresholds"),
+        ({"loc_threshold": 1.2}, "loc_threshold"),
+        ({"interval": 0}, "interval"),
+    ):
+        with pytest.raises(ValueError, match=message):
             BoxAccuracy(**arguments)
 
 
@@ -319,11 +320,11 @@ def brute_pxap(scoremaps, masks, taus):
     edges = np.concatenate([taus[taus < 1], [1.0, 2.0, 3.0]])
     true = np.zeros(len(edges) - 1)
     false = np.zeros(len(edges) - 1)
-    for scoremap, mask in zip(scoremaps, masks):
+    for scoremap, mask in zip(scoremaps, masks, strict=True):
         true += np.histogram(scoremap[mask == 1], bins=edges)[0]
         false += np.histogram(scoremap[mask == 0], bins=edges)[0]
     area, above_true, above_false = 0.0, 0.0, 0.0
-    for t, f in zip(true[::-1], false[::-1]):
+    for t, f in zip(true[::-1], false[::-1], strict=True):
         above_true, above_false = above_true + t, above_false + f
         if above_true + above_false:
             area += above_true / (above_true + above_false) * t / true.sum()
@@ -486,5 +487,5 @@ def test_threads_change_nothing(threads):
             accuracy.update(scoremaps * np.nan, boxes, top1, top5)
         assert accuracy.num_images == 9
     assert results[0] == results[1]
-    with pytest.raises(ValueError, match="at least one thread"):
+    with pytest.raises(ValueError, match="threads must be at least 1"):
         BoxAccuracy(threads=0)

@@ -12,7 +12,7 @@ from wsol.datasets.masks import load_masks
 from wsol.errors import InputError
 from wsol.evaluation.per_image import FILE, PerImage
 from wsol.evaluation.split import Evaluation
-from wsol.metrics.localization import PixelAveragePrecision
+from wsol.metrics.pixels import PixelAveragePrecision
 from wsol.run.folder import RunFolder
 from wsol.run.report import flatten
 

@@ -1,14 +1,14 @@
-"""Several processes: who am I, which items are mine, and sums over all. Without torch.distributed there is one process.
+"""Several processes: this one's rank, its share of the items, and sums over all of them.
 
     loader = DataLoader(dataset, sampler=shard(len(dataset)))
     for batch in loader:
         metric.update(...)
-    results = metric.compute()    # on every process: counts are summed first, wsol/metrics/localization.py
+    results = metric.compute()    # on every process: counts are summed first, wsol/metrics/counting.py
     if is_main():
         print(results)
 
-Shards are not padded: every item is counted once, whatever the number of processes, and sums of integers do not depend
-on their order. So 1 and N processes agree to the last digit.
+Without torch.distributed there is one process. Shards are not padded: every item is counted once, whatever the number
+of processes, and sums of integers do not depend on their order. So 1 and N processes agree to the last digit.
 """
 
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from torch import distributed
 
 
 def is_initialized() -> bool:
-    """Has this process joined a group (`torch.distributed.init_process_group`)?"""
+    """Whether this process has joined a group (`torch.distributed.init_process_group`)."""
     return distributed.is_available() and distributed.is_initialized()
 
 
@@ -34,23 +34,23 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Is this the process that prints and writes files?"""
+    """Whether this is the process that prints and writes files."""
     return rank() == 0
 
 
 def shard(length: int) -> range:
-    """This process's part of the indices 0..length - 1: every world_size-th one. Parts differ in length by one at most.
+    """This process's share of the indices 0..length - 1, every world_size-th one, as a sampler for a DataLoader.
 
-    A DataLoader takes it as its sampler.
+    Shares differ in length by one at most.
     """
     return range(rank(), length, world_size())
 
 
 def sum_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sums over all processes of arrays of int64, under the same names and of the same shapes on each.
+    """Sums of int64 arrays over all processes.
 
-    Every process has to call it, and gets the sums. It costs one message, whatever the number of arrays. Raises
-    TypeError for other types: sums of floats would depend on the order of the processes.
+    Every process has to call it, with the same names and shapes, and gets the sums. It costs one message, whatever the
+    number of arrays. Raises TypeError for other types: sums of floats would depend on the order of the processes.
     """
     for name, count in counts.items():
         if count.dtype != np.int64:
@@ -59,7 +59,7 @@ def sum_counts(counts: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: count.copy() for name, count in counts.items()}
     packed = torch.from_numpy(np.concatenate([count.ravel() for count in counts.values()]))
     if distributed.get_backend() == "nccl":
-        packed = packed.cuda()  # NCCL knows no memory of the host
+        packed = packed.cuda()  # NCCL cannot read host memory
     distributed.all_reduce(packed)
     parts = np.split(packed.cpu().numpy(), np.cumsum([count.size for count in counts.values()])[:-1])
     return {name: part.reshape(count.shape) for (name, count), part in zip(counts.items(), parts, strict=True)}

@@ -28,7 +28,7 @@ from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import MaskPaths, read_boxes, read_ids, read_labels, read_masks, read_sizes, unknown_ids
 from wsol.geometry import RESOLUTION, box_iou, resize_boxes
 from wsol.metrics.boxes import best_iou, scoremap_boxes
-from wsol.metrics.localization import average_precision
+from wsol.metrics.pixels import average_precision
 
 Box = tuple[int, int, int, int]
 _BOX_DATASETS = ("ILSVRC", "CUB", "CARS")

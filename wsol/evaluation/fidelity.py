@@ -14,7 +14,7 @@ from wsol.datasets.reader import SplitMetadata
 from wsol.geometry import RESOLUTION
 from wsol.log import progress
 from wsol.metrics import Fidelity, Probe
-from wsol.metrics.fidelity import energy_pointing_game, measure, pointing_game
+from wsol.metrics.fidelity import measure, pointing_games
 
 
 class FidelityEvaluation:
@@ -63,10 +63,7 @@ class FidelityEvaluation:
                 inside, ignored = truth
                 maps, _ = to_scoremaps(raw[row], row.method, (RESOLUTION, RESOLUTION), interpolation="bilinear")
                 maps = maps.masked_fill(ignored, 0)
-                figures |= {
-                    "pointing": pointing_game(maps, inside),
-                    "energy_pointing": energy_pointing_game(maps, inside),
-                }
+                figures |= pointing_games(maps, inside)
             metric.update(figures)
         self.seconds += time.perf_counter() - start
 

@@ -1,4 +1,4 @@
-"""What every image of the evaluated split did: `per_image.npz` of a run, read again for paired comparisons.
+"""What each image of the evaluated split did: `per_image.npz` of a run, read again for paired comparisons.
 
     images = PerImage.load(Path("experiments/run-1"))
     images.image_ids, images.labels, images.predictions             # N of each
@@ -6,7 +6,7 @@
 
 The file is a plain npz without pickles: `settings` (JSON: schema, dataset, split, rows, the thresholds chosen on
 val), `image_ids`, `labels`, `predictions` (-1: a logit was not finite), `top1` and `top5` (bool), and for each row
-`<row>/boxes/<field of BoxOutcomes>`, with `--gt_boxes first` `<row>/first_box/...`, too, and `<row>/histograms`: uint16
+`<row>/boxes/<field of BoxOutcomes>`, with `--gt_boxes first` also `<row>/first_box/...`, and `<row>/histograms`: uint16
 pixel counts (N, 2, bins) of foreground and background.
 """
 
@@ -27,43 +27,45 @@ from wsol.errors import InputError
 from wsol.files import write_file
 from wsol.log import progress
 from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates, right_replicates
-from wsol.metrics.localization import OF_GT_BOXES, average_precision
+from wsol.metrics.box_metrics import GT_BOXES_KEYS, BoxCounts, per_cent, reduce_boxes, with_gt_boxes
+from wsol.metrics.pixels import average_precisions
 from wsol.metrics.records import BoxOutcomes
 
 FILE = "per_image.npz"
 _SCHEMA = 1
-_BOXES = ("boxes", "first_box")
 
 
 class RowOutcomes(NamedTuple):
     """One row of the results table, image by image."""
 
     boxes: BoxOutcomes | None
-    first_box: BoxOutcomes | None  # --gt_boxes first: with the first ground-truth box alone, for OF_GT_BOXES
+    first_box: BoxOutcomes | None  # --gt_boxes first: with the first ground-truth box alone, for GT_BOXES_KEYS
     histograms: np.ndarray | None  # (N, 2, bins)
     val_taus: dict[str, float]  # of gt_loc_val and top1_loc_val, where there is a val split
 
-    def replicates(self, weights: np.ndarray, correct: Mapping[str, np.ndarray]) -> dict:
+    def replicates(self, weights: np.ndarray, correct: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """The row's localization metrics in each resample of weights (R, N): keys of results.json, (R,) each.
 
         Args:
+            weights: see `draw`.
             correct: {"top1", "top5"}: (N,) bool, as far as known.
         """
-        classified = correct.get("top1"), correct.get("top5"), self.val_taus
-        found = box_replicates(self.boxes, weights, *classified) if self.boxes is not None else {}
-        if self.first_box is not None:
-            of_first = box_replicates(self.first_box, weights, *classified)
-            found |= {key: values for key, values in of_first.items() if key in OF_GT_BOXES}
+        top1, top5 = correct.get("top1"), correct.get("top5")
+        any_box, first_box = (
+            box_replicates(outcomes, weights, top1, top5, self.val_taus) if outcomes is not None else {}
+            for outcomes in (self.boxes, self.first_box)
+        )
+        metrics = with_gt_boxes(any_box, first_box)
         if self.histograms is not None:
-            found["pxap"] = pixel_replicates(self.histograms, weights)
-        return found
+            metrics["pxap"] = pixel_replicates(self.histograms, weights)
+        return metrics
 
 
 @dataclass
 class PerImage:
     """N images in the order of the split's image_ids.txt; rows by their names, `<method>_<head>[_clamped]`.
 
-    center: the baseline without a model, not saved, for it belongs to the data set alone.
+    `center` is the baseline without a model. It is not saved, as it depends on the data set alone.
     """
 
     dataset: str
@@ -75,7 +77,7 @@ class PerImage:
     rows: dict[str, RowOutcomes]
     center: RowOutcomes | None = None
 
-    def intervals(self, num_resamples: int, seed: int) -> dict:
+    def intervals(self, num_resamples: int, seed: int) -> dict[str, Any]:
         """95 % intervals {"classification": {key: [low, high]}, "rows": {name: {key: ...}}, "center": {key: ...}}.
 
         All from the same resamples.
@@ -90,60 +92,83 @@ class PerImage:
             "center": intervals(self.center.replicates(weights, {})) if self.center is not None else {},
         }
 
-    def per_class(self, taus: Mapping[str, Mapping], class_names: Sequence[str]) -> list[dict[str, Any]]:
-        """A dict a class and row: `class`, `name`, `images`, `top1`, `top5`, `row` and the row's metrics in per cent.
+    def per_class(self, taus: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> list[dict[str, Any]]:
+        """One dict per class and row: `class`, `name`, `images`, `top1`, `top5`, `row` and metrics in per cent.
 
         The thresholds are those of the whole split (taus: row → `tau` of results.json), not each class's own best,
         so box accuracies of classes average to the split's, weighted by their images. A class without images has
         no figures; one without foreground pixels no `pxap`.
         """
-        counts = np.bincount(self.labels, minlength=len(class_names))
-        classification = {key: self._class_shares(right, counts) for key, right in self.correct.items()}
+        images = np.bincount(self.labels, minlength=len(class_names))  # (K,)
+        classification = {
+            key: per_cent(self._count_by_class(right, len(images)), images) for key, right in self.correct.items()
+        }
+        rows = {name: self._row_per_class(row, taus.get(name, {}), images) for name, row in self.rows.items()}
         lines = []
-        of_rows = {name: self._row_per_class(row, taus.get(name, {}), counts) for name, row in self.rows.items()}
-        for index, (name, count) in enumerate(zip(class_names, counts.tolist(), strict=True)):
-            of_class = {"class": index, "name": name, "images": count} | _at(classification, index)
-            lines += [of_class | {"row": row} | _at(columns, index) for row, columns in of_rows.items()]
+        for index, (class_name, count) in enumerate(zip(class_names, images.tolist(), strict=True)):
+            of_class = {"class": index, "name": class_name, "images": count} | _at(classification, index)
+            lines += [of_class | {"row": row} | _at(metrics, index) for row, metrics in rows.items()]
         return lines
 
-    def _row_per_class(self, row: RowOutcomes, tau: Mapping, counts: np.ndarray) -> dict[str, np.ndarray]:
+    def _row_per_class(self, row: RowOutcomes, tau: Mapping[str, Any], images: np.ndarray) -> dict[str, np.ndarray]:
         """Metric → (K,) per cent, NaN where a class has none."""
-        found = {}
+        metrics: dict[str, np.ndarray] = {}
         if row.boxes is not None:
-            of_deltas = {
-                f"maxboxacc_{delta}": self._class_shares(row.boxes.right(at, float(delta)), counts)
-                for delta, at in tau["maxboxacc"].items()
-            }
-            found |= of_deltas | {"maxboxacc_v2": np.mean(list(of_deltas.values()), axis=0)}
-            for key, at in tau.items():
-                if key in OF_GT_BOXES:
-                    right = (row.first_box or row.boxes).right(at)
-                    classified = self.correct.get(key[:4], True)  # top1_loc..., top5_loc: and the right class
-                    found[key] = self._class_shares(right & classified, counts)
+            any_box = self._boxes_per_class(row.boxes, tau, images)
+            first_box = self._boxes_per_class(row.first_box, tau, images) if row.first_box is not None else None
+            by_key = with_gt_boxes(any_box, first_box)
+            metrics = {f"maxboxacc_{delta}": values for delta, values in by_key["maxboxacc"].items()}
+            metrics |= {key: by_key[key] for key in by_key if key == "maxboxacc_v2" or key in GT_BOXES_KEYS}
         if row.histograms is not None:
-            found["pxap"] = np.array([_class_pxap(row.histograms[self.labels == k]) for k in range(len(counts))])
-        return found
+            counts = np.array(
+                [row.histograms[self.labels == k].sum(axis=0, dtype=np.int64) for k in range(len(images))]
+            )
+            metrics["pxap"] = 100 * average_precisions(counts[:, 0], counts[:, 1])
+        return metrics
 
-    def _class_shares(self, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        with np.errstate(invalid="ignore"):
-            return 100 * np.bincount(self.labels, weights=right, minlength=len(counts)) / counts
+    def _boxes_per_class(self, outcomes: BoxOutcomes, tau: Mapping[str, Any], images: np.ndarray) -> dict[str, Any]:
+        """The metrics of `reduce_boxes` of each class, read at the thresholds of the whole split."""
+        per_delta = tau["maxboxacc"]
+        single = {key: value for key, value in tau.items() if not isinstance(value, Mapping)}
+        needed = sorted({*per_delta.values(), *single.values()})  # the columns of the counts
+
+        def count(delta: float | None, correct: np.ndarray | None = None) -> np.ndarray:
+            """Right images of each class at the needed thresholds, (K, C)."""
+            right = [outcomes.right(at, delta) for at in needed]
+            if correct is not None:
+                right = [of_tau & correct for of_tau in right]
+            return np.stack([self._count_by_class(of_tau, len(images)) for of_tau in right], axis=1)
+
+        top1, top5 = self.correct.get("top1"), self.correct.get("top5")
+        counts = BoxCounts(
+            images=images,
+            multi=np.stack([count(float(delta)) for delta in per_delta], axis=1),
+            single=count(None),
+            top1=None if top1 is None else count(None, top1),
+            top5=None if top5 is None else self._count_by_class(outcomes.right(tau["top5_loc"]) & top5, len(images)),
+        )
+        columns: dict[str, Any] = {key: needed.index(at) for key, at in single.items()}
+        columns["maxboxacc"] = {delta: needed.index(at) for delta, at in per_delta.items()}
+        metrics, _ = reduce_boxes(counts, list(per_delta), np.arange(len(needed)), columns)
+        return metrics
+
+    def _count_by_class(self, right: np.ndarray, num_classes: int) -> np.ndarray:
+        return np.bincount(self.labels, weights=right, minlength=num_classes)
 
     def write(self, folder: Path) -> Path:
         """Write `per_image.npz` into a run folder, whole or not at all."""
-        arrays = {
+        arrays: dict[str, Any] = {
             "image_ids": np.array(self.image_ids),
             "labels": self.labels,
             "predictions": self.predictions,
             **self.correct,
         }
         for name, row in self.rows.items():
-            for kind in _BOXES:
-                outcomes = getattr(row, kind)
-                arrays |= {
-                    f"{name}/{kind}/{field}": value
-                    for field, value in (outcomes._asdict() if outcomes is not None else {}).items()
-                }
-            arrays |= {f"{name}/histograms": row.histograms} if row.histograms is not None else {}
+            for kind, outcomes in (("boxes", row.boxes), ("first_box", row.first_box)):
+                if outcomes is not None:
+                    arrays |= {f"{name}/{kind}/{field}": value for field, value in outcomes._asdict().items()}
+            if row.histograms is not None:
+                arrays[f"{name}/histograms"] = row.histograms
         settings = {
             "schema": _SCHEMA,
             "dataset": self.dataset,
@@ -170,9 +195,10 @@ class PerImage:
                 raise ValueError(f"schema {settings['schema']}, not {_SCHEMA}")
             rows = {
                 name: RowOutcomes(
-                    *(_outcomes(arrays, f"{name}/{kind}") for kind in _BOXES),
-                    arrays.get(f"{name}/histograms"),
-                    val_taus,
+                    boxes=_outcomes(arrays, f"{name}/boxes"),
+                    first_box=_outcomes(arrays, f"{name}/first_box"),
+                    histograms=arrays.get(f"{name}/histograms"),
+                    val_taus=val_taus,
                 )
                 for name, val_taus in settings["rows"].items()
             }
@@ -206,11 +232,6 @@ def _outcomes(arrays: dict[str, np.ndarray], prefix: str) -> BoxOutcomes | None:
     if f"{prefix}/multi" not in arrays:
         return None
     return BoxOutcomes(*(arrays[f"{prefix}/{field}"] for field in BoxOutcomes._fields))
-
-
-def _class_pxap(histograms: np.ndarray) -> float:
-    foreground, background = histograms.sum(axis=0, dtype=np.int64)
-    return 100 * average_precision(foreground, background) if foreground.any() else float("nan")
 
 
 def _at(columns: Mapping[str, np.ndarray], index: int) -> dict[str, float]:

@@ -14,7 +14,7 @@ from wsol.evaluation.fidelity import FidelityEvaluation
 from wsol.evaluation.per_image import PerImage, RowOutcomes
 from wsol.log import log
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
-from wsol.metrics.localization import OF_GT_BOXES
+from wsol.metrics.box_metrics import with_gt_boxes
 from wsol.metrics.records import MAX_PIXEL_IMAGES
 
 
@@ -92,8 +92,8 @@ class Localization:
             found |= self.boxes.compute(val.boxes if val is not None else None)
         if self.first_box is not None:
             of_first = self.first_box.compute(val.first_box if val is not None else None)
-            for key in [key for key in OF_GT_BOXES if key in of_first]:
-                found[key], found["tau"][key] = of_first[key], of_first["tau"][key]
+            tau = with_gt_boxes(found["tau"], of_first["tau"])
+            found = with_gt_boxes(found, of_first) | {"tau": tau}
         if self.pixels is not None and self.pixels.has_foreground:
             found |= self.pixels.compute()
         return found

@@ -1,47 +1,8 @@
-"""Metrics: boxes are pure functions, the classes around them count over a data set and over processes."""
+"""Metrics of maps: box accuracy and PxAP over a data set, fidelity, and the pure functions that they count with.
 
-from wsol.geometry import RESOLUTION, box_iou, resize_boxes
-from wsol.metrics.boxes import (
-    BestIoU,
-    LevelBoxes,
-    best_iou,
-    box_at,
-    contour_boxes,
-    match_boxes,
-    match_contours,
-    quantize,
-    scoremap_boxes,
-    thresholds,
-    trace_contours,
-)
-from wsol.metrics.fidelity import Fidelity, Probe, measure
-from wsol.metrics.localization import (
-    BoxAccuracy,
-    PixelAveragePrecision,
-    average_precision,
-    center_gaussian,
-)
+Everything is loaded when first used: `import wsol.metrics` alone imports neither torch nor OpenCV nor numba.
+"""
 
-__all__ = [
-    "RESOLUTION",
-    "BestIoU",
-    "BoxAccuracy",
-    "Fidelity",
-    "LevelBoxes",
-    "PixelAveragePrecision",
-    "Probe",
-    "average_precision",
-    "best_iou",
-    "box_at",
-    "box_iou",
-    "center_gaussian",
-    "contour_boxes",
-    "match_boxes",
-    "match_contours",
-    "measure",
-    "quantize",
-    "resize_boxes",
-    "scoremap_boxes",
-    "thresholds",
-    "trace_contours",
-]
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

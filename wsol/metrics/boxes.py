@@ -10,12 +10,13 @@ clovaai/wsolevaluation):
 
 Boxes are (x0, y0, x1, y1) in pixels, both ends inclusive, at `RESOLUTION` x `RESOLUTION`.
 
-There are two ways to the same numbers. `scoremap_boxes` is the definition, which asks OpenCV for every foreground's
-contours and gives all boxes to look at. `best_iou` finds them in one pass, see component_tree.py; the metrics use it.
+The same numbers can be computed in two ways. `scoremap_boxes` follows the definition: it asks OpenCV for the contours
+of every foreground and returns all boxes. `best_iou`, which the metrics use, needs one pass (component_tree.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
@@ -28,31 +29,31 @@ if TYPE_CHECKING:
     from wsol.metrics.component_tree import Contours
 
 
-Rectangle = tuple[int, int, int, int]  # OpenCV's x, y, width, height
+Rectangle = Sequence[int]  # OpenCV's x, y, width, height
 
 
 class LevelBoxes(NamedTuple):
-    """Contour boxes of one score map over T thresholds, of which only L <= 256 give different foregrounds."""
+    """Contour boxes of one score map at T thresholds, of which only L <= 256 give different foregrounds."""
 
     boxes: np.ndarray  # (N, 4) int64, the boxes of all contours, foreground after foreground
     start: np.ndarray  # (L,) int64, the row of `boxes` where each foreground begins
     largest: np.ndarray  # (L,) int64, the row of each foreground's largest contour
-    foreground: np.ndarray  # (T,) int64, the foreground in 0..L-1 that each threshold cuts
+    foreground: np.ndarray  # (T,) int64, the foreground in 0..L-1 that each threshold gives
 
 
 class BestIoU(NamedTuple):
     """Best overlap of one score map with any ground-truth box, at each of T thresholds."""
 
-    multi: np.ndarray  # (T,) float64, best over all contours too
-    single: np.ndarray  # (T,) float64, of the largest contour's box alone
+    multi: np.ndarray  # (T,) float64, best over all contours
+    single: np.ndarray  # (T,) float64, of the largest contour's box
 
 
 def thresholds(interval: float = 0.001) -> np.ndarray:
     """Thresholds tau = 0, interval, 2 interval, ..., 1: (T,) float64.
 
-    The values are those of wsolevaluation's `np.arange(0, 1, interval)`, that is i * interval in float64,
-    with 1 added. The last one changes no result: it leaves no foreground, so its box is the corner pixel
-    (0, 0, 0, 0), and that reaches an IoU of 0.3 only with ground truth of at most three pixels.
+    The values are those of wsolevaluation's `np.arange(0, 1, interval)`, that is i * interval in float64, and 1. The
+    last one changes no result: it leaves no foreground, so its box is the corner pixel (0, 0, 0, 0), which reaches an
+    IoU of 0.3 only with ground truth of at most three pixels.
     Raises ValueError unless 0 < interval <= 1.
     """
     if not 0 < interval <= 1:
@@ -65,11 +66,10 @@ def thresholds(interval: float = 0.001) -> np.ndarray:
 def quantize(scoremap: ArrayLike) -> np.ndarray:
     """floor(255 s) of a score map (H, W) in [0, 1]: (H, W) uint8.
 
-    The map's own precision is kept, as wsolevaluation does. For a float32 map the product's precision
-    makes no difference (no float32 below i/255 is so close that the product rounds up to i), but a
-    float64 map can gain a grey value by becoming float32 first: 0.2 - 1e-12 gives 50, as float32 51.
-    Maps of other types (float16, integers) are read as float32. Raises ValueError for a map that is
-    not 2-D, is empty, holds NaN or leaves [0, 1].
+    The product has the map's own precision, as in wsolevaluation. For a float32 map this makes no difference (no
+    float32 below i/255 is so close that the product rounds up to i), but a float64 map can gain a grey value by
+    becoming float32 first: 0.2 - 1e-12 gives 50, as float32 51. Maps of other types (float16, integers) are read as
+    float32. Raises ValueError for a map that is not 2-D, is empty, contains NaN or has values outside [0, 1].
     """
     scoremap = np.asarray(scoremap)
     if scoremap.ndim != 2 or scoremap.size == 0:
@@ -87,10 +87,10 @@ def quantize(scoremap: ArrayLike) -> np.ndarray:
 def contour_boxes(foreground: np.ndarray) -> tuple[np.ndarray, int]:
     """Boxes of all contours of a binary image (H, W): (n, 4) int64, and the index of the largest contour.
 
-    Contours, those of holes too, and their order are OpenCV's (RETR_TREE, CHAIN_APPROX_SIMPLE); the largest
-    has the largest contourArea, the first one on ties. As in wsolevaluation a box is (x, y, x + w, y + h),
-    one pixel too large except where it is cut off at the image's right and bottom border. Without any
-    contour: the one box (0, 0, 0, 0).
+    Contours and their order are OpenCV's (RETR_TREE, CHAIN_APPROX_SIMPLE), including those of holes. The largest one
+    has the largest contourArea, the first on ties. As in wsolevaluation a box is (x, y, x + w, y + h), one pixel too
+    large except where it is cut off at the image's right and bottom border. Without any contour the only box is
+    (0, 0, 0, 0).
     """
     rectangles, largest = _trace(foreground)
     return _to_corners(rectangles, foreground.shape), largest
@@ -107,18 +107,18 @@ def scoremap_boxes(scoremap: ArrayLike, taus: ArrayLike) -> LevelBoxes:
     return LevelBoxes(*_trace_levels(quantized, levels), foreground)
 
 
-def match_boxes(found: LevelBoxes, gt_boxes: ArrayLike) -> BestIoU:
-    """Best IoU with any of the ground-truth boxes (m, 4) int, m >= 1, at each threshold.
+def match_boxes(level_boxes: LevelBoxes, gt_boxes: ArrayLike) -> BestIoU:
+    """Best IoU of contour boxes with any of the ground-truth boxes (m, 4) int, m >= 1, at each threshold.
 
-    Raises ValueError for no box, another shape or type, x1 < x0 or y1 < y0.
+    Raises ValueError for no ground-truth box, another shape or type, x1 < x0 or y1 < y0.
     """
-    iou = box_iou(found.boxes, _check_ground_truth(gt_boxes)).max(axis=1)
-    multi, single = np.maximum.reduceat(iou, found.start), iou[found.largest]
-    return BestIoU(multi[found.foreground], single[found.foreground])
+    iou = box_iou(level_boxes.boxes, _check_ground_truth(gt_boxes)).max(axis=1)
+    multi, single = np.maximum.reduceat(iou, level_boxes.start), iou[level_boxes.largest]
+    return BestIoU(multi[level_boxes.foreground], single[level_boxes.foreground])
 
 
 def trace_contours(scoremap: ArrayLike) -> Contours:
-    """All contours of a score map (H, W) in [0, 1] at all levels, from one pass over it, for `match_contours`.
+    """All contours of a score map (H, W) in [0, 1] at all levels, in one pass, for `match_contours`.
 
     Raises ValueError as `quantize` does.
     """
@@ -151,12 +151,12 @@ def box_at(scoremap: ArrayLike, tau: float) -> np.ndarray:
 
     Raises ValueError as `scoremap_boxes` does.
     """
-    found = scoremap_boxes(scoremap, [tau])
-    return found.boxes[found.largest[0]]
+    level_boxes = scoremap_boxes(scoremap, [tau])
+    return level_boxes.boxes[level_boxes.largest[0]]
 
 
 def _distinct_levels(quantized: np.ndarray, taus: np.ndarray) -> np.ndarray:
-    """The level of each threshold, raised while `quantized > level` stays the same: (T,) in 0..255."""
+    """The highest level with the same foreground `quantized > level` as each threshold: (T,) in 0..255."""
     levels = (taus * int(quantized.max())).astype(np.int64)  # truncates, as int() does
     greys = np.flatnonzero(np.bincount(quantized.ravel(), minlength=256))
     lowest_foreground_grey = np.append(greys, 256)[np.searchsorted(greys, levels, side="right")]
@@ -165,12 +165,13 @@ def _distinct_levels(quantized: np.ndarray, taus: np.ndarray) -> np.ndarray:
 
 def _trace_levels(quantized: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`boxes`, `start` and `largest` of LevelBoxes for the foregrounds `quantized > level`, levels (L,)."""
-    rectangles, start, largest = [], [], []
+    rectangles: list[Rectangle] = []
+    start, largest = [], []
     for level in levels.tolist():
-        of_level, largest_of_level = _trace(quantized > level)
+        level_rectangles, level_largest = _trace(quantized > level)
         start.append(len(rectangles))
-        largest.append(len(rectangles) + largest_of_level)
-        rectangles += of_level
+        largest.append(len(rectangles) + level_largest)
+        rectangles += level_rectangles
     return _to_corners(rectangles, quantized.shape), np.array(start), np.array(largest)
 
 
@@ -184,7 +185,7 @@ def _trace(foreground: np.ndarray) -> tuple[list[Rectangle], int]:
     return [cv2.boundingRect(contour) for contour in contours], areas.index(max(areas))
 
 
-def _to_corners(rectangles: list[Rectangle], shape: tuple[int, int]) -> np.ndarray:
+def _to_corners(rectangles: list[Rectangle], shape: tuple[int, ...]) -> np.ndarray:
     """Rectangles (x, y, w, h) as boxes (x, y, x + w, y + h) cut off at the border of (H, W): (n, 4) int64."""
     boxes = np.array(rectangles, dtype=np.int64)
     boxes[:, 2:] += boxes[:, :2]

@@ -1,57 +1,59 @@
-"""All contours of all foregrounds of a grey map from one pass over its pixels: what OpenCV finds level by level.
+"""All contours of all foregrounds of a grey map in one pass over its pixels: what OpenCV finds level by level.
 
     contours = trace(quantized)                     # (H, W) uint8; the foregrounds are quantized > 0, 1, ..., 254
     multi, single = match(contours, boxes, taus)    # best IoU at each threshold, of any contour and of the largest
 
-Pixels enter grey by grey and a union-find joins them to components (a component tree: Najman and Couprie, "Building
-the component tree in quasi-linear time", IEEE TIP 2006); a component whose box stays the same over some levels is
-written down once. `cv2.findContours(RETR_TREE)`, `boundingRect` and `contourArea` come out of this because:
+Pixels are added grey by grey and a union-find joins them to components (a component tree: Najman and Couprie, "Building
+the component tree in quasi-linear time", IEEE TIP 2006). A component whose box stays the same over some levels is
+recorded once. This gives the results of `cv2.findContours(RETR_TREE)`, `boundingRect` and `contourArea` because:
 
 * A contour is the border of an 8-connected foreground component, or of a hole, a 4-connected background component
   that does not reach the image's border. A hole's contour runs on the foreground pixels around it, so its box is the
   hole's grown by one pixel on each side.
-* The largest contour is that of a component outside of all holes: what lies inside a contour is not larger, and OpenCV
-  lists it later. Those components, their holes filled, are the components of the map with its holes filled.
+* The largest contour belongs to a component outside all holes: what lies inside a contour is not larger, and OpenCV
+  lists it later. These components, with their holes filled, are the components of the map with its holes filled.
 * contourArea of a component without holes counts 1 for each square of 2 x 2 of its pixels, and 1/2 for each square
-  with three of them. Of equally large components OpenCV lists the one first whose first pixel is last in raster order.
+  with three of them. Of equally large components OpenCV lists first the one whose first pixel is last in raster order.
 
-The loops are compiled, see wsol/metrics/compiled.py.
+The loops are compiled (wsol/metrics/compiled.py).
 """
 
 from __future__ import annotations
 
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import int32, uint8, uint32, uintp
 
-from wsol.metrics.compiled import inlined, kept
+from wsol.metrics.compiled import cached, inlined
 
+Index = np.unsignedinteger[Any]  # of an array: compiled code skips the check for negative ones
 NUM_LEVELS = 256  # a foreground is what is brighter than one of 256 levels; nothing is brighter than the last
 
 # Neighbours of a pixel are bits: N, NE, E, SE, S, SW, W, NW from the lowest.
 _NUM_DIRECTIONS = 8
 _NONE = 8  # no direction
-_OUTSIDE = -1  # the grey around the map
+_OUTSIDE = -1  # the grey of the padding around the map
 
 
 class Contours(NamedTuple):
     """All contours of one map. A contour whose box is the same at several levels is one row."""
 
-    boxes: np.ndarray  # (N, 6) int32: x0, y0, x1, y1 as `wsol.metrics.boxes.contour_boxes` gives them, the lowest
-    # level with this box, and the one behind the highest
+    # (N, 6) int32: x0, y0, x1, y1 as in `wsol.metrics.boxes.contour_boxes`, the lowest level with this box, and the
+    # level after the highest
+    boxes: np.ndarray
     largest: np.ndarray  # (256, 4) int32, at each level the box of the largest contour; (0, 0, 0, 0) without any
-    brightest: int  # the map's largest grey: from this level on there is no contour
+    brightest: int  # the map's largest grey: from this level on no contour is left
 
 
 def trace(quantized: np.ndarray) -> Contours:
     """Contours of the foregrounds `quantized > level` of a map (H, W) uint8, for all levels 0..255.
 
-    The map must have less than 2**29 pixels: they are counted in 32 bits.
+    The map must have fewer than 2**29 pixels: they are counted in 32 bits.
     """
     height, width = quantized.shape
-    # A power of two, so that the low bits of a position are its column.
+    # The width is a power of two, so that the low bits of a position are its column.
     padded = np.full((height + 2, 1 << (width + 1).bit_length()), _OUTSIDE, np.int16)
     padded[1:-1, 1 : width + 1] = quantized
     brightest = int(quantized.max())
@@ -74,9 +76,9 @@ def match(contours: Contours, gt_boxes: np.ndarray, taus: np.ndarray) -> tuple[n
 
 
 def _groups(neighbours: int, diagonal: bool) -> list[int]:
-    """One direction for each connected group of neighbours that touches the pixel in their midst.
+    """One direction for each connected group of neighbours that touches the pixel between them.
 
-    `diagonal`: pixels that share a corner are connected, too.
+    `diagonal`: pixels that share only a corner are connected, too.
     """
     group = {direction: direction for direction in range(_NUM_DIRECTIONS) if neighbours >> direction & 1}
     for a, b in [*product(group, repeat=2)] * len(group):
@@ -88,18 +90,18 @@ def _groups(neighbours: int, diagonal: bool) -> list[int]:
 
 
 def _may_extend(neighbours: int) -> bool:
-    """Could a pixel with these neighbours in its component be in a row or column where that had none?"""
+    """Whether a pixel with these neighbours in its component can extend the component's box."""
     north, east, south, west = 0b10000011, 0b00001110, 0b00111000, 0b11100000
     return any(neighbours & ~side == 0 for side in (north, east, south, west))
 
 
 def _joining(diagonal: bool) -> np.ndarray:
-    """What to do with a pixel, by its neighbours that entered before it in the foreground's order: (256,) uint16.
+    """How to add a pixel, by its neighbours that entered before it in the foreground's order: (256,) uint16.
 
-    Below 8 the pixel joins the neighbour in that direction, and that is all. Otherwise the low 4 bits are the direction
-    of the first group of neighbours to join, or _NONE, and the high 8 bits the directions of the further groups. The
-    foreground is connected diagonally. The background is not, and enters in the opposite order: the neighbours that a
-    pixel finds there are all but the earlier ones.
+    Below 8 the pixel only joins the neighbour in that direction. Otherwise the low 4 bits are the direction of the
+    first group of neighbours to join, or _NONE, and the high 8 bits the directions of the other groups. The foreground
+    is connected diagonally. The background is not, and enters in the opposite order: there a pixel finds all neighbours
+    but the earlier ones.
     """
     table = np.zeros(256, np.uint16)
     for earlier in range(256):
@@ -121,20 +123,20 @@ _DOUBLED_AREA = np.array(
 )
 
 
-@kept
-def _enter(grey, width):
-    """The order in which pixels enter the foreground, and which of its neighbours each finds there.
+@cached
+def _enter(grey: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order in which pixels enter the foreground, and which of its neighbours each pixel finds there.
 
-    grey: the padded map (H + 2, stride) int16. Returns the order (H * W,) uint32 of positions, brightest first and
-    among equals in raster order; bounds (257,) int64, where the pixels of grey 255, 254, ..., 0 begin; and the
-    neighbours that entered before, (H + 2, stride) uint8.
+    grey: the padded map (H + 2, stride) int16. Returns the order (H * W,) uint32 of positions, brightest first, ties in
+    raster order; bounds (257,) int64, where the pixels of grey 255, 254, ..., 0 begin; and the neighbours that entered
+    before, (H + 2, stride) uint8.
     """
     height, stride = grey.shape[0] - 2, grey.shape[1]
     around = np.zeros(grey.shape, np.uint8)
     bounds = np.zeros(257, np.int64)
     for y in range(height):
         above, row, below, out = grey[y], grey[y + 1], grey[y + 2], around[y + 1]
-        for x in range(width):  # everything in 8 bits, or else this is not vectorised
+        for x in range(width):  # all in 8 bits, so that the compiler vectorises this
             g = row[x + 1]
             out[x + 1] = (
                 uint8(above[x + 1] >= g)
@@ -161,9 +163,11 @@ def _enter(grey, width):
     return order, bounds, around
 
 
-@kept
-def _grow(order, bounds, around, width, foreground, joining):
-    """Let pixels enter, one grey after the other, and write down each box of each component.
+@cached
+def _grow(
+    order: np.ndarray, bounds: np.ndarray, around: np.ndarray, width: int, foreground: bool, joining: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Add pixels, one grey after the other, and record each box of each component.
 
     order, bounds, around: of `_enter`; for the background, order and bounds reversed. joining: of `_joining`.
     Returns the boxes as those of `Contours`; the component that each pixel entered, (size of around,) uint32; and the
@@ -179,7 +183,7 @@ def _grow(order, bounds, around, width, foreground, joining):
     rows, num_rows, number = np.empty((1024, 6), np.int32), uintp(0), uintp(1)
     for batch in range(256):
         grey = 255 - batch if foreground else batch
-        if len(rows) < num_rows + number:  # no component is written twice at one grey
+        if len(rows) < num_rows + number:  # no component is recorded twice at one grey
             longer = np.empty((num_rows + num_rows + number, 6), np.int32)
             for i in range(num_rows):
                 for k in range(6):
@@ -224,13 +228,13 @@ def _grow(order, bounds, around, width, foreground, joining):
     for c in range(uintp(1), number):
         if host[c]:
             joined[c] = max(joined[c], joined[host[c]])
-        elif foreground:  # there to the end
+        elif foreground:  # a component that lasts to the end
             num_rows = _write(extent, c, since, grey, shift, width, height, foreground, rows, num_rows)
     return rows[:num_rows], labels, joined
 
 
-@kept
-def _largest(order, bounds, around, width, brightest):
+@cached
+def _largest(order: np.ndarray, bounds: np.ndarray, around: np.ndarray, width: int, brightest: int) -> np.ndarray:
     """The box of the largest component of a map without holes at each level, (256, 4) int32.
 
     order, bounds, around: of `_enter`. (0, 0, 0, 0) from the brightest grey on.
@@ -303,21 +307,21 @@ def _largest(order, bounds, around, width, brightest):
     return largest
 
 
-@kept
-def _fill(padded, labels, joined, width):
+@cached
+def _fill(padded: np.ndarray, labels: np.ndarray, joined: np.ndarray, width: int) -> None:
     """Raise each hole of the padded map, in place, to the lowest grey over which it drains to the border.
 
     labels, joined: of `_grow` for the background.
     """
     for y in range(1, padded.shape[0] - 1):
-        row, of_row = padded[y], labels[y * padded.shape[1] : (y + 1) * padded.shape[1]]
+        row, row_labels = padded[y], labels[y * padded.shape[1] : (y + 1) * padded.shape[1]]
         for x in range(1, width + 1):
-            row[x] = max(row[x], joined[of_row[x]])
+            row[x] = max(row[x], joined[row_labels[x]])
 
 
 @inlined
-def _find(parent, label):
-    """The component that `label` is part of by now."""
+def _find(parent: np.ndarray, label: int) -> Index:
+    """The component that `label` has become part of."""
     c = uintp(label)
     while parent[c] != c:
         parent[c] = parent[uintp(parent[c])]
@@ -326,8 +330,8 @@ def _find(parent, label):
 
 
 @inlined
-def _first_pixel(extent, c, labels, parent, shift):
-    """The first pixel of component c in raster order; extent knows its row, but perhaps a later column."""
+def _first_pixel(extent: np.ndarray, c: int, labels: np.ndarray, parent: np.ndarray, shift: int) -> int:
+    """The first pixel of component c in raster order; `extent` has its row, but possibly a later column."""
     row = extent[c, 0] >> shift << shift
     for p in range(row + extent[c, 2], extent[c, 0]):
         if _find(parent, labels[uintp(p)]) == c:
@@ -336,8 +340,19 @@ def _first_pixel(extent, c, labels, parent, shift):
 
 
 @inlined
-def _write(extent, c, since, grey, shift, width, height, foreground, rows, num_rows):
-    """Write down the box that component c had until this grey, unless it is newer; returns the number of rows then."""
+def _write(
+    extent: np.ndarray,
+    c: int,
+    since: np.ndarray,
+    grey: int,
+    shift: int,
+    width: int,
+    height: int,
+    foreground: bool,
+    rows: np.ndarray,
+    num_rows: Index,
+) -> Index:
+    """Record the box that component c had until this grey, unless it is newer; returns the new number of rows."""
     if since[c] == grey:
         return num_rows
     _box(extent, c, shift, width, height, 0 if foreground else 1, rows, num_rows)
@@ -348,7 +363,9 @@ def _write(extent, c, since, grey, shift, width, height, foreground, rows, num_r
 
 
 @inlined
-def _box(extent, c, shift, width, height, margin, boxes, row):
+def _box(
+    extent: np.ndarray, c: int, shift: int, width: int, height: int, margin: int, boxes: np.ndarray, row: int
+) -> None:
     """The contour's box of component c as x, y, x + w, y + h, cut off at the border, in a row of boxes.
 
     extent[c]: first and last pixel, left and right column in the padded map. margin: by which the contour is larger.
@@ -360,7 +377,7 @@ def _box(extent, c, shift, width, height, margin, boxes, row):
 
 
 @inlined
-def _log2(stride):
+def _log2(stride: int) -> int:
     """The exponent of a power of two."""
     exponent = 0
     while 1 << exponent < stride:
@@ -369,16 +386,18 @@ def _log2(stride):
 
 
 @inlined
-def _steps(stride):
-    """The distance of each direction's neighbour in the padded map; unsigned like indices, which spares a check."""
+def _steps(stride: int) -> np.ndarray:
+    """The offset of each direction's neighbour in the padded map; unsigned like indices, which saves a check."""
     steps = np.empty(8, np.uintp)
     for k, step in enumerate((-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride)):
         steps[k] = uintp(step)
     return steps
 
 
-@kept
-def _match(boxes, largest, brightest, gt_boxes, taus):
+@cached
+def _match(
+    boxes: np.ndarray, largest: np.ndarray, brightest: int, gt_boxes: np.ndarray, taus: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """`match` for the fields of `Contours`."""
     multi, single = np.zeros(NUM_LEVELS), np.zeros(NUM_LEVELS)
     for i in range(len(boxes)):
@@ -397,7 +416,7 @@ def _match(boxes, largest, brightest, gt_boxes, taus):
 
 
 @inlined
-def _best_iou(boxes, i, gt_boxes):
+def _best_iou(boxes: np.ndarray, i: int, gt_boxes: np.ndarray) -> float:
     """The best IoU of one box with any ground truth: the same quotients as those of `wsol.metrics.boxes.box_iou`."""
     area, best = (boxes[i, 2] - boxes[i, 0] + 1) * (boxes[i, 3] - boxes[i, 1] + 1), 0.0
     for k in range(len(gt_boxes)):

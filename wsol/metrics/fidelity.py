@@ -5,15 +5,17 @@
     metric.update(measure(probe, maps, ["confidence", "road"]))
     metric.compute()["softmax"]["avg_drop"]
 
-Each function takes a probe and a batch of maps m in [0, 1], (B, H, W) at the images' size, and returns figures of
-each image, per head: the confidence is the softmax, at the class explained, of the softmax head's logits and, where
-the network has a branch, of the sigmoid head's, too, both from the same forward pass. Perturbed images exist a chunk
-at a time.
+Each function takes a probe and a batch of maps m in [0, 1], (B, H, W) at the images' size, and returns the figures of
+each image for each head. Confidence is the softmax, at the explained class, of the softmax head's logits and, where the
+network has a branch, also of the sigmoid head's; both come from the same forward pass. Perturbed images are made in
+chunks. wsol/metrics/measures.py lists the measures.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import pkgutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,13 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsol.classifier import Output, eval_mode
+from wsol.metrics.counting import CountingMetric
 from wsol.metrics.imputation import linear_imputation
-from wsol.metrics.localization import _CountingMetric
+from wsol.metrics.measures import MEASURES, PERCENTILES, STEPS
 
-STEPS = 20  # of insertion and deletion, 5 % of the pixels each
-PERCENTILES = tuple(range(10, 100, 10))  # of ROAD
 _BLUR_SIDE, _BLUR_SIGMA = 11, 5.0
-_IMPUTED_PIXELS = 2**21  # that one call imputes, at least: about half a GB of working memory
+_IMPUTED_PIXELS = 2**21  # pixels that one call may impute: about half a GB of working memory
 
 PerHead = dict[str, Tensor]
 
@@ -36,17 +37,17 @@ class Probe:
     """A network, images and the classes to explain: reads the confidence in perturbed copies of the images.
 
     Args:
-        model: maps images to logits (B, K), or to an Output of two heads' logits. It is used in eval mode, without
-            autograd, and left in the mode that it was in.
+        model: maps images to logits (B, K), or to an Output of two heads' logits. It runs in eval mode, without
+            autograd, and its modules' modes are restored afterwards.
         images: (B, 3, H, W), normalised, on the model's device.
         class_ids: (B,) int64.
-        batch: how many perturbed images exist at a time, at most.
+        batch: batch size for perturbed images.
         noise: (B, 3, H, W) standard normal, for ROAD; None: drawn from torch's generator when first needed.
-        output: the network's output for the images, if it is at hand.
+        output: the network's output for the images, if already computed.
 
     Attributes:
         heads: "softmax" and, where there is a branch, "sigmoid".
-        before: head → (B,) float64, Y, the confidence in the images as they are.
+        before: head → (B,) float64, Y, the confidence in the unchanged images.
     """
 
     def __init__(
@@ -64,14 +65,14 @@ class Probe:
                 f"images (B, 3, H, W) need class ids (B,), got {tuple(images.shape)} and {tuple(class_ids.shape)}"
             )
         if batch < 1:
-            raise ValueError(f"a batch holds at least one image, not {batch}")
+            raise ValueError(f"batch must be at least 1, got {batch}")
         self.model, self.images, self.class_ids, self.batch = model, images, class_ids, batch
         self._noise = noise
         self._layout = (
             torch.channels_last if images.is_contiguous(memory_format=torch.channels_last) else torch.contiguous_format
         )
         self.before: PerHead = (
-            _confidence(output, class_ids)
+            _confidence(_logits(output), class_ids)
             if output is not None
             else {head: c[0] for head, c in self.confidence(lambda _step, i: images[i], 1).items()}
         )
@@ -80,8 +81,11 @@ class Probe:
     def confidence(self, perturb: Callable[[Tensor, Tensor], Tensor], steps: int, chunk: int = 0) -> PerHead:
         """Confidence in every image after each of several perturbations: head → (steps, B) float64.
 
-        perturb: (steps (n,), positions (n,)) → (n, 3, H, W), the images at these positions, each perturbed by its step.
-        chunk: the largest n, if perturbing pays in larger numbers than `batch`.
+        Args:
+            perturb: (steps (n,), positions (n,)) → (n, 3, H, W), the images at these positions, each perturbed by its
+                step.
+            steps: number of perturbations.
+            chunk: the largest n, where perturbing more images than `batch` at once is faster.
         """
         step, position = (
             index.flatten()
@@ -91,32 +95,32 @@ class Probe:
                 indexing="ij",
             )
         )
-        found: dict[str, list[Tensor]] = {}
+        parts_by_head: dict[str, list[Tensor]] = {}
         with _reading(self.model, self.images.device.type):
             for pairs in zip(*(index.split(max(chunk, self.batch)) for index in (step, position)), strict=True):
                 # Convolutions run faster where the images are channels-last, as they were given.
                 images = perturb(*pairs).contiguous(memory_format=self._layout)
                 class_ids = self.class_ids[pairs[1]]
                 for part, ids in zip(images.split(self.batch), class_ids.split(self.batch), strict=True):
-                    for head, values in _confidence(self.model(part), ids).items():
-                        found.setdefault(head, []).append(values)
-        return {head: torch.cat(parts).view(steps, -1) for head, parts in found.items()}
+                    for head, values in _confidence(_logits(self.model(part)), ids).items():
+                        parts_by_head.setdefault(head, []).append(values)
+        return {head: torch.cat(parts).view(steps, -1) for head, parts in parts_by_head.items()}
 
     @cached_property
     def noise(self) -> Tensor:
+        """ROAD's noise, (B, 3, H, W)."""
         return torch.randn_like(self.images) if self._noise is None else self._noise
 
     @cached_property
     def in_blank(self) -> PerHead:
         """Confidence in the image of zeros, the mean colour: head → (B,)."""
         with _reading(self.model, self.images.device.type):
-            output = self.model(torch.zeros_like(self.images[:1]))
-        return _confidence(
-            Output(*(None if x is None else x.expand(len(self.images), -1) for x in _both(output))), self.class_ids
-        )
+            logits = _logits(self.model(torch.zeros_like(self.images[:1])))
+        return _confidence({head: x.expand(len(self.images), -1) for head, x in logits.items()}, self.class_ids)
 
     @cached_property
     def blurred(self) -> Tensor:
+        """The images that insertion starts from, (B, 3, H, W), see `blur`."""
         return blur(self.images)
 
     @cached_property
@@ -127,23 +131,22 @@ class Probe:
 
 @contextmanager
 def _reading(model: nn.Module, device_type: str) -> Iterator[None]:
-    """Eval mode, fp32 and no autograd; afterwards every module is in the mode that it was in."""
+    """Eval mode, fp32 and no autograd; afterwards the modules' modes are restored."""
     with eval_mode(model), torch.no_grad(), torch.autocast(device_type, enabled=False):
         yield
 
 
-def _both(output: Output | Tensor) -> Output:
-    return Output(output, None) if isinstance(output, Tensor) else output
+def _logits(output: Output | Tensor) -> PerHead:
+    """Head → logits (B, K), of the heads that the network has."""
+    if isinstance(output, Tensor):
+        return {"softmax": output}
+    heads = {"softmax": output.logits, "sigmoid": output.sigmoid_logits}
+    return {head: logits for head, logits in heads.items() if logits is not None}
 
 
-def _confidence(output: Output | Tensor, class_ids: Tensor) -> PerHead:
+def _confidence(logits: PerHead, class_ids: Tensor) -> PerHead:
     """softmax(logits)[class], head → (B,) float64."""
-    logits = dict(zip(("softmax", "sigmoid"), _both(output), strict=True))
-    return {
-        head: x.double().softmax(dim=1).gather(1, class_ids[:, None])[:, 0]
-        for head, x in logits.items()
-        if x is not None
-    }
+    return {head: x.double().softmax(dim=1).gather(1, class_ids[:, None])[:, 0] for head, x in logits.items()}
 
 
 # --------------------------------------------------------------------------- the measures
@@ -154,26 +157,26 @@ def confidence_change(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]
 
     Average drop, the mean of max(0, Y - O) / Y, and increase in confidence, that of [O > Y]: Chattopadhay et al.,
     "Grad-CAM++", WACV 2018. Average gain, the mean of max(0, O - Y) / (1 - Y): Zhang et al., "Opti-CAM", CVIU 2024.
-    1e-7 keeps denominators from zero.
+    1e-7 keeps the denominators above zero.
 
     Returns:
         head → {"avg_drop", "inc_conf", "avg_gain"} → (B,) in [0, 1].
     """
     _check(probe, maps)
     after = probe.confidence(lambda _step, i: probe.images[i] * maps[i, None], 1)
-    found = {}
+    figures = {}
     for head, y in probe.before.items():
         o = after[head][0]
-        found[head] = {
+        figures[head] = {
             "avg_drop": (y - o).clamp(min=0) / (y + 1e-7),
             "inc_conf": (o > y).double().where((o + y).isfinite(), torch.nan),
             "avg_gain": (o - y).clamp(min=0) / (1 - y + 1e-7),
         }
-    return found
+    return figures
 
 
 def deletion(probe: Probe, maps: Tensor) -> PerHead:
-    """Area under the confidence while pixels become 0, 5 % a step, where the map is highest first: (B,), low is good.
+    """Area under the confidence while pixels become 0, 5 % per step, highest m first: (B,), lower is better.
 
     Petsiuk et al., "RISE", BMVC 2018: the trapezoidal area under the STEPS + 1 confidences over [0, 1].
     """
@@ -183,7 +186,7 @@ def deletion(probe: Probe, maps: Tensor) -> PerHead:
 
 
 def insertion(probe: Probe, maps: Tensor) -> PerHead:
-    """The same while pixels of a blurred image (see `blur`) become those of the image: (B,), high is good."""
+    """The same while pixels of a blurred image (see `blur`) become those of the image: (B,), higher is better."""
     rank, count = _ranks(probe, maps), _counts(probe)
 
     def perturb(step: Tensor, i: Tensor) -> Tensor:
@@ -194,12 +197,12 @@ def insertion(probe: Probe, maps: Tensor) -> PerHead:
 
 
 def road(probe: Probe, maps: Tensor) -> PerHead:
-    """ROAD: half the confidence without the least relevant pixels minus that without the most relevant, (B,).
+    """ROAD: half of (confidence without the least relevant pixels - confidence without the most relevant), (B,).
 
     Rong et al., ICML 2022; the mean over the percentiles 10, 20, ..., 90. At percentile p, "most relevant first" keeps
     the pixels below the p-th percentile of m and "least relevant first" those below the p-th percentile of 1 - m. The
-    others are imputed from their neighbours, with noise of 0.01 (`linear_imputation`). High is good. grad-cam calls it
-    ROADCombined.
+    others are imputed from their neighbours, with noise of 0.01 (`linear_imputation`). Higher is better. grad-cam calls
+    it ROADCombined.
     """
     _check(probe, maps)
     least_first, most_first = (_below_percentiles(order) for order in (1 - maps, maps))  # (9, B, H, W) bool each
@@ -208,8 +211,13 @@ def road(probe: Probe, maps: Tensor) -> PerHead:
     def perturb(step: Tensor, i: Tensor) -> Tensor:
         return linear_imputation(probe.images[i], known[step, i], probe.noise[i])
 
-    found = probe.confidence(perturb, len(known), chunk=_IMPUTED_PIXELS // maps[0].numel())
-    return {head: (c[: len(PERCENTILES)] - c[len(PERCENTILES) :]).mean(dim=0) / 2 for head, c in found.items()}
+    confidence = probe.confidence(perturb, len(known), chunk=_IMPUTED_PIXELS // maps[0].numel())
+    return {head: (c[: len(PERCENTILES)] - c[len(PERCENTILES) :]).mean(dim=0) / 2 for head, c in confidence.items()}
+
+
+def pointing_games(maps: Tensor, inside: Tensor) -> dict[str, Tensor]:
+    """Both pointing games, by their names in the results: maps (B, H, W) >= 0, inside (B, H, W) bool → (B,) each."""
+    return {"pointing": pointing_game(maps, inside), "energy_pointing": energy_pointing_game(maps, inside)}
 
 
 def pointing_game(maps: Tensor, inside: Tensor) -> Tensor:
@@ -236,27 +244,25 @@ def energy_pointing_game(maps: Tensor, inside: Tensor) -> Tensor:
 
 
 def blur(images: Tensor) -> Tensor:
-    """What insertion starts from: images (B, 3, H, W) convolved with the kernel of RISE's code, zeros around them.
+    """Images (B, 3, H, W) convolved with the kernel of RISE's code, with zeros around them: where insertion starts.
 
-    That is the 11 x 11 response of a Gaussian filter of sigma 5, cut off at 4 sigma, to an impulse in an image of just
-    this size, reflected at its borders: flatter than a Gaussian window.
+    The kernel is the response of a Gaussian filter of sigma 5, cut off at 4 sigma, to an impulse in an image of 11 x 11
+    pixels with reflected borders. It is flatter than a Gaussian window.
     """
     reach = int(4 * _BLUR_SIGMA)
     offsets = np.arange(-reach, reach + 1)
     gaussian = np.exp(-0.5 * (offsets / _BLUR_SIGMA) ** 2)
-    landed = (_BLUR_SIDE // 2 + offsets) % (2 * _BLUR_SIDE)
-    landed = np.minimum(landed, 2 * _BLUR_SIDE - 1 - landed)
-    kernel = torch.from_numpy(np.bincount(landed, gaussian / gaussian.sum(), _BLUR_SIDE)).to(images)
-    flat = images.flatten(0, 1)[:, None]
+    pixel = (_BLUR_SIDE // 2 + offsets) % (2 * _BLUR_SIDE)
+    pixel = np.minimum(pixel, 2 * _BLUR_SIDE - 1 - pixel)  # reflected
+    kernel = torch.from_numpy(np.bincount(pixel, gaussian / gaussian.sum(), _BLUR_SIDE)).to(images)
     margin = _BLUR_SIDE // 2
-    flat = F.conv2d(
-        F.conv2d(flat, kernel[None, None, :, None], padding=(margin, 0)), kernel[None, None, None], padding=(0, margin)
-    )
-    return flat.view(images.shape)
+    channels = images.flatten(0, 1)[:, None]
+    columns = F.conv2d(channels, kernel[None, None, :, None], padding=(margin, 0))
+    return F.conv2d(columns, kernel[None, None, None], padding=(0, margin)).view(images.shape)
 
 
 def _ranks(probe: Probe, maps: Tensor) -> Tensor:
-    """Each pixel's place in the order of falling m, 0 the highest, equal ones from top left: (B, H, W)."""
+    """Each pixel's rank by m, 0 the highest, ties in raster order: (B, H, W)."""
     _check(probe, maps)
     order = maps.flatten(1).argsort(dim=1, descending=True, stable=True)
     places = torch.arange(order.shape[1], device=maps.device).expand_as(order)
@@ -264,7 +270,7 @@ def _ranks(probe: Probe, maps: Tensor) -> Tensor:
 
 
 def _counts(probe: Probe) -> Tensor:
-    """Pixels changed after each step but the last, which changes all: (STEPS - 1, 1, 1)."""
+    """How many pixels are changed after each step but the last, which changes all: (STEPS - 1, 1, 1)."""
     pixels = probe.images.shape[-2] * probe.images.shape[-1]
     return torch.arange(1, STEPS, device=probe.images.device)[:, None, None] * pixels // STEPS
 
@@ -294,53 +300,41 @@ def _check(probe: Probe, maps: Tensor) -> None:
 def _check_inside(maps: Tensor, inside: Tensor) -> None:
     if maps.ndim != 3 or inside.shape != maps.shape or inside.dtype != torch.bool:
         raise ValueError(
-            f"maps (B, H, W) need as many object pixels of type bool, got {tuple(maps.shape)} and "
+            f"maps (B, H, W) need object pixels of the same shape and type bool, got {tuple(maps.shape)} and "
             f"{tuple(inside.shape)} {inside.dtype}"
         )
 
 
 # --------------------------------------------------------------------------- over a data set
 
-# What can be asked for → its figures, and what 1 is in the results: per cent, or areas and differences of confidence.
-CONFIDENCE = {
-    "confidence": {"avg_drop": 100.0, "inc_conf": 100.0, "avg_gain": 100.0},
-    "insertion": {"insertion": 1.0},
-    "deletion": {"deletion": 1.0},
-    "road": {"road": 1.0},
-}
-POINTING = {"pointing": 100.0, "energy_pointing": 100.0}
-MEASURES = (*CONFIDENCE, "pointing")
-# Forward passes an image and map.
-COST = {"confidence": 1, "insertion": STEPS - 1, "deletion": STEPS - 1, "road": 2 * len(PERCENTILES), "pointing": 0}
-
 _UNIT = 2.0**-32
 
 
-def measure(probe: Probe, maps: Tensor, measures: Sequence[str]) -> dict[str, Tensor]:
-    """The figures of each image that read confidences, "head/figure" → (B,), for Fidelity.update."""
-    found = {}
+def measure(probe: Probe, maps: Tensor, measures: Iterable[str]) -> dict[str, Tensor]:
+    """The figures of each image that read confidences, "head/figure" → (B,), for Fidelity.update.
+
+    Names of `MEASURES` that read no confidence, the pointing games, are passed over: see `pointing_games`.
+    """
+    figures: dict[str, Tensor] = {}
     for name in measures:
-        if name == "confidence":
-            found |= {
-                f"{head}/{key}": values
-                for head, figures in confidence_change(probe, maps).items()
-                for key, values in figures.items()
-            }
-        elif name in CONFIDENCE:
-            function = {"insertion": insertion, "deletion": deletion, "road": road}[name]
-            found |= {f"{head}/{name}": values for head, values in function(probe, maps).items()}
-    return found
+        if MEASURES[name].reads_confidence:
+            per_head = pkgutil.resolve_name(MEASURES[name].function)(probe, maps)
+            for head, values in per_head.items():
+                # A measure of several figures gives them by name, one of a single figure gives its values.
+                by_figure = values if isinstance(values, dict) else {name: values}
+                figures |= {f"{head}/{figure}": of_figure for figure, of_figure in by_figure.items()}
+    return figures
 
 
-class Fidelity(_CountingMetric):
-    """Means over images of what `measure` and the pointing games give for one row.
+class Fidelity(CountingMetric):
+    """Means over images of what `measure` and `pointing_games` give for one row of the results.
 
-    An image's figures are rounded to multiples of 2^-32 and summed as integers, so that shards give one process's
-    result to the last digit, in any order. Figures that are not finite (a network that answers NaN) are left out of
-    the mean and counted.
+    An image's figures are rounded to multiples of 2^-32 and summed as integers, so that any number of shards, in any
+    order, gives the same digits. Figures that are not finite (a network that answers NaN) are left out of the mean and
+    counted.
 
     Args:
-        measures: of MEASURES.
+        measures: names of MEASURES.
         heads: the heads that confidences are read from.
     """
 
@@ -352,9 +346,12 @@ class Fidelity(_CountingMetric):
             f"{head}/{key}": scale
             for head in heads
             for name in measures
-            for key, scale in CONFIDENCE.get(name, {}).items()
+            if MEASURES[name].reads_confidence
+            for key, scale in MEASURES[name].figures.items()
         }
-        self._scale |= POINTING if "pointing" in measures else {}
+        for name in measures:
+            if not MEASURES[name].reads_confidence:
+                self._scale |= MEASURES[name].figures
         super().__init__(
             settings=tuple(self._scale),
             counts={name: np.zeros(len(self._scale), np.int64) for name in ("sum", "images", "nonfinite")},
@@ -373,20 +370,20 @@ class Fidelity(_CountingMetric):
             self._counts["images"][place] += len(finite)
             self._counts["nonfinite"][place] += len(values) - len(finite)
 
-    def compute(self) -> dict[str, float | int | dict[str, float | int]]:
-        """{"softmax": {"avg_drop": ..., ...}, "sigmoid": {...}, "pointing": ..., "energy_pointing": ...}.
+    def compute(self) -> dict[str, Any]:
+        """Means: {"softmax": {"avg_drop": ..., ...}, "sigmoid": {...}, "pointing": ..., "energy_pointing": ...}.
 
         avg_drop, inc_conf, avg_gain and the pointing games in per cent; insertion and deletion as areas in [0, 1], road
         as a difference of confidences in [-1, 1]. `num_nonfinite` counts a head's images whose confidence was not
         finite, where there are any. A figure that no image has is absent.
         """
-        found: dict = {}
+        results: dict[str, Any] = {}
         for place, (name, scale) in enumerate(self._scale.items()):
             head, _, key = name.rpartition("/")
-            group = found.setdefault(head, {}) if head else found
+            group = results.setdefault(head, {}) if head else results
             total, images, bad = (int(self._counts[count][place]) for count in ("sum", "images", "nonfinite"))
             if images:
                 group[key] = scale * (total * _UNIT / images)
             if bad:
                 group["num_nonfinite"] = max(bad, group.get("num_nonfinite", 0))
-        return found
+        return results
