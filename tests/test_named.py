@@ -6,7 +6,7 @@ from torch import nn
 
 from wsol import CamExtractor, build, dualize
 from wsol.backbones import get_architecture
-from wsol.backbones.named import anatomy
+from wsol.backbones.named import with_found_layers
 from wsol.cam import Variant
 from wsol.errors import InputError
 from wsol.layout import Layout, find_layout
@@ -126,7 +126,7 @@ def test_the_target_is_what_the_head_depends_on():
             tokens = self.mix(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
             return self.head(self.norm(tokens)[:, 0])
 
-    model = anatomy(Tokens(), 32)
+    model = with_found_layers(Tokens(), 32)
     assert (model.target_layer_name, model.pooled_layer_name) == ("patches", "norm")
 
 

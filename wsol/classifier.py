@@ -131,6 +131,7 @@ class Classifier(nn.Module):
         neck: names of the network's modules that form its neck.
         fast: pattern of the published parameter names that learn
             lr_classifier_ratio times as fast; None: the heads.
+        head_is_new: the softmax head is untrained.
 
     Parts (`PARTS`) are frozen one by one with `set_trainable`. A frozen part has
     no gradients and stays in eval mode whatever `train()` is called with, so its
@@ -148,6 +149,7 @@ class Classifier(nn.Module):
         pooled_layer: str | None = None,
         neck: Iterable[str] = (),
         fast: str | None = None,
+        head_is_new: bool = True,
     ):
         super().__init__()
         self.network = network
@@ -157,7 +159,7 @@ class Classifier(nn.Module):
         self.pooled_layer_name = pooled_layer or target_layer
         self.neck_names = tuple(neck)
         self.fast = fast
-        self.head_is_new = True  # the softmax head knows no classes yet; whoever loads weights says otherwise
+        self.head_is_new = head_is_new
         self.trainable = set(PARTS)
 
     @property
@@ -188,6 +190,20 @@ class Classifier(nn.Module):
     def heads(self) -> dict[str, nn.Module]:
         """The heads that exist, by name: "softmax" and, on a dual network, "sigmoid"."""
         return {"softmax": self.softmax_head} | ({"sigmoid": self.sigmoid_head} if self.sigmoid_head else {})
+
+    def reset_head(self, num_classes: int) -> None:
+        """Replace the softmax head's last linear layer by a new one for `num_classes` classes; see `randomize`."""
+        old = linear_layers(self.softmax_head)[-1]
+        new: nn.Module
+        if isinstance(old, nn.Linear):
+            new = nn.Linear(old.in_features, num_classes)
+        else:
+            new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
+        randomize(new)
+        name = next(name for name, module in self.network.named_modules() if module is old)
+        parent, _, attribute = name.rpartition(".")
+        setattr(self.network.get_submodule(parent), attribute, new)
+        self.head_is_new = True
 
     def forward(self, images: Tensor) -> Output:
         """images (B, 3, H, W), normalised → Output of logits (B, K)."""

@@ -16,7 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from wsol.backbones.registry import Wanted
+from wsol.backbones.registry import BuildOptions
 from wsol.errors import InputError
 from wsol.run import checkpoint
 
@@ -25,15 +25,15 @@ SECONDS_TO_ANSWER = 10
 _OF_THE_BUILDER = (TypeError, NotImplementedError, AssertionError, InputError)
 
 
-def torchvision_weights(weights, wanted: Wanted, architecture: str) -> dict[str, Tensor]:
+def torchvision_weights(weights, options: BuildOptions, architecture: str) -> dict[str, Tensor]:
     """The state dict of a torchvision weight entry, such as VGG16_Weights.IMAGENET1K_V1.
 
     `pretrained_path` names its file, or a folder that holds it as the URL calls it
     or, as wsolevaluation does, as ARCHITECTURE.pth.
     """
     file_name = weights.url.rpartition("/")[2]
-    if wanted.pretrained_path:
-        return checkpoint.load(_find_file(wanted.pretrained_path, [file_name, f"{architecture}.pth"], weights.url))[
+    if options.pretrained_path:
+        return checkpoint.load(_find_file(options.pretrained_path, [file_name, f"{architecture}.pth"], weights.url))[
             "state_dict"
         ]
     cached = os.path.exists(os.path.join(torch.hub.get_dir(), "checkpoints", file_name))
@@ -41,23 +41,23 @@ def torchvision_weights(weights, wanted: Wanted, architecture: str) -> dict[str,
         return weights.get_state_dict(progress=True, check_hash=True)
 
 
-def create_timm(name: str, wanted: Wanted, **arguments) -> nn.Module:
-    """timm.create_model(name, **arguments) with the weights that are wanted.
+def create_timm(name: str, options: BuildOptions, **arguments) -> nn.Module:
+    """timm.create_model(name, **arguments) with the weights that are options.
 
     `pretrained_path` names a file that timm reads, or a folder that holds it as
     one of timm's URLs calls it or as NAME.pth.
     """
-    if not wanted.pretrained:
+    if not options.pretrained:
         return timm.create_model(name, **arguments)
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.has_weights:
         raise InputError(f"timm publishes no ImageNet weights for {name}; give --pretrained FALSE")
     url = timm_url(config)
-    if not wanted.pretrained_path:
+    if not options.pretrained_path:
         with _download(url, name, _is_cached_by_timm(config)):
             return timm.create_model(name, pretrained=True, **arguments)
     names = [u.rpartition("/")[2] for u in (config.url, url) if u] + [f"{name}.pth", f"{name}.safetensors"]
-    file = _find_file(wanted.pretrained_path, list(dict.fromkeys(names)), url)
+    file = _find_file(options.pretrained_path, list(dict.fromkeys(names)), url)
     if file.suffix not in (".safetensors", ".npz"):
         checkpoint.read(file)  # refuses code, which older releases of timm would execute
     try:

@@ -2,7 +2,7 @@
 
 import torch
 
-from wsol.backbones import get_architecture, new_classes
+from wsol.backbones import get_architecture
 from wsol.cam import CamExtractor, get_method
 from wsol.classifier import Classifier
 from wsol.dual_head import dualize
@@ -60,7 +60,7 @@ def restore(model: Classifier, saved: checkpoint.Found, dual: bool) -> Classifie
     """
     num_classes = saved.num_classes(model.head_name)
     if model.num_classes != num_classes:
-        new_classes(model, num_classes)
+        model.reset_head(num_classes)
     if dual:
         model = dualize(model)
     checkpoint.load_state_dict(model, saved.tensors, saved.path)
