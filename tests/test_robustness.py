@@ -94,7 +94,7 @@ def test_a_folder_that_is_no_run_is_not_resumed(shapes):
     torch.save(
         {"state_dict": content(shapes / "runs/real")["state_dict"]}, shapes / "runs/real/last_checkpoint.pth.tar"
     )
-    with pytest.raises(InputError, match="holds no training state"):
+    with pytest.raises(InputError, match="has no training state"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "real", "--resume"])
 
 

@@ -1,4 +1,4 @@
-"""The networks: one file per family and one line per name in `registry`; `named` finds all others in timm and torchvision."""
+"""The networks: one file per family, one line per name in `registry`; `named` adds those of timm and torchvision."""
 
 import lazy_loader
 

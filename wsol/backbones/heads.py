@@ -28,7 +28,8 @@ def pooled_head(
 @torch.no_grad()
 def copy_linear(source: nn.Linear, target: nn.Module) -> None:
     """Copy a Linear's weights to a Linear or 1x1 conv of the same size."""
-    assert isinstance(target, (nn.Linear, nn.Conv2d)) and target.bias is not None
+    assert isinstance(target, (nn.Linear, nn.Conv2d))
+    assert target.bias is not None
     target.weight.copy_(source.weight.view_as(target.weight))
     target.bias.copy_(source.bias)
 

@@ -18,7 +18,7 @@ from wsol.backbones.registry import (
     Architecture,
     BuildOptions,
 )
-from wsol.backbones.weights import create_timm, load_strictly, torchvision_weights
+from wsol.backbones.weights import HUB_PREFIXES, create_timm, load_strictly, timm_config, torchvision_weights
 from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError, nearest
 from wsol.layout import find_layers
@@ -26,14 +26,15 @@ from wsol.layout import find_layers
 
 @lru_cache
 def find_architecture(name: str) -> Architecture:
-    """The Architecture of a timm or torchvision classifier.
+    """The Architecture of a timm or torchvision classifier, or of timm's `hf-hub:ORGANISATION/NAME`.
 
     Raises:
-        InputError: neither has such a network; the message suggests the nearest known name.
+        InputError: there is no such network, and the message suggests the nearest known name; or the repository cannot
+            be reached.
     """
-    if timm.is_model(name):
+    if name.startswith(HUB_PREFIXES) or timm.is_model(name):
         try:
-            config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+            config = timm_config(name)
         except RuntimeError as error:
             raise InputError(f"unknown architecture '{name}': {error}") from None
         mean, std = (config.mean, config.std) if config and config.mean else (IMAGENET_MEAN, IMAGENET_STD)
@@ -55,7 +56,7 @@ def _torchvision_names() -> list[str]:
 def from_timm(name: str, options: BuildOptions) -> Classifier:
     """timm's network of that name with a head of 1000 classes; InputError if it does not support the options."""
     refuse_conv(options, f"timm builds {name} with a head of its own")
-    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    config = timm_config(name)
     arguments: dict[str, int] = {"output_stride": 16} if options.large_feature_map else {}
     if config and config.fixed_input_size and config.input_size[-1] != options.image_size:
         arguments["img_size"] = options.image_size
@@ -71,7 +72,7 @@ def from_timm(name: str, options: BuildOptions) -> Classifier:
             raise InputError(
                 f"--large_feature_map: timm cannot halve the stride of {name}; leave it out or enlarge --crop_size"
             ) from None
-        if "img_size" in arguments:
+        if config and "img_size" in arguments:
             raise InputError(
                 f"--crop_size {options.image_size}: timm builds {name} only for images of {config.input_size[-1]}"
             ) from None
