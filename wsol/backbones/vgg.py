@@ -31,17 +31,18 @@ def vgg16(options: BuildOptions) -> Classifier:
         refuse_conv(options, "vgg16's original form has no global average pooling to put a 1x1 conv before")
         return _original(features, _below(tensors or {}, "classifier."))
 
+    conv6 = nn.Conv2d(512, 1024, kernel_size=3, padding=1)
+    initialize(conv6)
     network = nn.Sequential(
         OrderedDict(
             [
                 ("features", features),
-                ("conv6", nn.Conv2d(512, 1024, kernel_size=3, padding=1)),
+                ("conv6", conv6),
                 ("relu", nn.ReLU()),
                 *pooled_head(1024, options.last_layer),
             ]
         )
     )
-    initialize(network.conv6)
     return Classifier(network, options.last_layer, target_layer="relu", neck=["conv6"])
 
 
@@ -87,4 +88,5 @@ def initialize(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(layer.bias)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -1,7 +1,9 @@
 """DeiT-tiny/16: timm's, split into trunk and head as in Dual-CAM's checkpoints."""
 
 from collections import OrderedDict
+from typing import cast
 
+import timm
 from torch import nn
 
 from wsol.backbones.heads import refuse_conv
@@ -29,7 +31,7 @@ def vit(options: BuildOptions) -> Classifier:
             "--large_feature_map: vit has one stage of 16-pixel patches and no stride to halve; give "
             "--crop_size 448 for maps with twice the side length, or leave it out"
         )
-    features = create_timm(NAME, options, dynamic_img_size=True)
+    features = cast(timm.models.VisionTransformer, create_timm(NAME, options, dynamic_img_size=True))
     head = features.head
     features.reset_classifier(0)
     network = nn.Sequential(OrderedDict([("features", features), ("head", head)]))

@@ -61,7 +61,7 @@ def create_timm(name: str, options: BuildOptions, **arguments: Any) -> nn.Module
         with _download(name, url, cached=_in_hub_cache(config) if config.hf_hub_id else _in_torch_cache(url)):
             return timm.create_model(name, pretrained=True, **arguments)
     stem = name.rpartition("/")[2]
-    names = [u.rpartition("/")[2] for u in (config.url, url) if u] + [f"{stem}.pth", f"{stem}.safetensors"]
+    names = [str(u).rpartition("/")[2] for u in (config.url, url) if u] + [f"{stem}.pth", f"{stem}.safetensors"]
     file = _find_file(options.pretrained_path, list(dict.fromkeys(names)), url)
     source = {"file": str(file)} if file.suffix == ".npz" else {"state_dict": load(file)["state_dict"]}
     try:
@@ -101,7 +101,7 @@ def _timm_url(config: PretrainedCfg) -> str:
     if config.hf_hub_id:
         repository, _, revision = config.hf_hub_id.partition("@")
         return hf_hub_url(repository, config.hf_hub_filename or "model.safetensors", revision=revision or None)
-    return config.url or ""
+    return str(config.url or "")
 
 
 def _in_hub_cache(config: PretrainedCfg) -> bool:
