@@ -41,16 +41,16 @@ from typing import NamedTuple
 os.environ["TQDM_DISABLE"] = "1"  # grad-cam shows a progress bar for each image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402 - the lines above make the project importable
-from tabulate import tabulate  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+import torch
+from tabulate import tabulate
+from torch.nn import functional as F
 
-from config import architecture, names, positive, rate, size  # noqa: E402
-from wsol import build, dualize  # noqa: E402
-from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps  # noqa: E402
-from wsol.errors import InputError  # noqa: E402
-from wsol.layout import find_layout  # noqa: E402
-from wsol.run import command  # noqa: E402
+from config import architecture, names, positive, rate, size
+from wsol import build, dualize
+from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps
+from wsol.errors import InputError
+from wsol.layout import find_layout
+from wsol.run import command
 
 FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "cam")
 TWO_HEADS = ("softmax", "sigmoid_clamped")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.errors import InputError  # noqa: E402
-from wsol.run import checkpoint  # noqa: E402
-from wsol.tensor_files import load  # noqa: E402
+from wsol.errors import InputError
+from wsol.run import checkpoint
+from wsol.tensor_files import load
 
 
 def export(source: Path, target: Path, module: bool = False) -> int:

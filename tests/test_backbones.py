@@ -25,13 +25,13 @@ def test_unknown_architecture_lists_the_known_ones():
 @pytest.mark.parametrize("picture, classes, share", [("chelsea", [281, 282, 285], 0.86), ("coffee", [967], 0.84)])
 def test_imagenet_weights_recognise_photographs(picture, classes, share):
     data = pytest.importorskip("skimage.data")
-    facts = ARCHITECTURES["efficientnet_lite0"]
+    entry = ARCHITECTURES["efficientnet_lite0"]
     view = transforms.Compose(
         [
             transforms.Resize(256),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
-            transforms.Normalize(facts.mean, facts.std),
+            transforms.Normalize(entry.mean, entry.std),
         ]
     )
     model = build("efficientnet_lite0").eval()

@@ -51,7 +51,7 @@ def test_constant_activations_give_constant_maps_and_they_are_counted(value):
 
 
 def test_negative_activations_are_explained_like_others():
-    """The score is linear in A: these methods' weights stay, so their maps change their sign; shares make fem's negative."""
+    """The score is linear in A, so the maps of these methods change their sign; fem's weights are never negative."""
     torch.manual_seed(0)
     activations = torch.randn(2, 3, 4, 4).abs() + 0.1
     plain, negative = maps_of(activations), maps_of(-activations)

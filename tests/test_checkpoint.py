@@ -30,7 +30,7 @@ def test_sigmoid_names_are_the_published_ones():
     }
 
 
-def test_state_dict_holds_the_networks_own_names():
+def test_published_state_dict_has_the_networks_own_names():
     dual = dualize(TinyNet(5))
     assert set(dual.published_state_dict()) == set(TinyNet(5).state_dict()) | {"fc2.weight", "fc2.bias"}
 
@@ -103,7 +103,7 @@ class Evil:
         (lambda p: None, "does not exist"),
     ],
 )
-def test_what_is_no_checkpoint_is_refused_and_never_executed(tmp_path, capsys, write, message):
+def test_what_is_not_a_checkpoint_is_refused_and_never_executed(tmp_path, capsys, write, message):
     path = tmp_path / "x.pth"
     write(path)
     with pytest.raises(InputError, match=message) as caught:
@@ -144,16 +144,16 @@ def test_a_missing_checkpoint_lists_those_present(tmp_path):
         checkpoint.path_of(tmp_path / "nowhere", "last")
 
 
-def test_found_checks_architecture_and_classes(tmp_path):
+def test_a_checkpoint_checks_architecture_and_classes(tmp_path):
     checkpoint.save(tmp_path / "x.pth", {"architecture": "vgg16", "state_dict": TinyNet(5).state_dict()})
-    found = checkpoint.Checkpoint("eval", tmp_path / "x.pth")
+    saved = checkpoint.Checkpoint("eval", tmp_path / "x.pth")
     with pytest.raises(InputError, match="checkpoint of vgg16, not of tiny; give --architecture vgg16"):
-        found.check_architecture("tiny")
-    assert found.class_names("fc", ["a", "b"]) == ["a", "b", "class 2", "class 3", "class 4"]
+        saved.check_architecture("tiny")
+    assert saved.class_names("fc", ["a", "b"]) == ["a", "b", "class 2", "class 3", "class 4"]
     with pytest.raises(InputError, match="has 5 classes, but the data set has 6"):
-        found.class_names("fc", list("abcdef"))
+        saved.class_names("fc", list("abcdef"))
     with pytest.raises(InputError, match="no classification head 'head'"):
-        found.class_names("head", ["a"])
+        saved.class_names("head", ["a"])
 
 
 # ------------------------------------------------------------------- files of other projects

@@ -90,7 +90,7 @@ def test_large_feature_maps_where_timm_has_them(tmp_path):
     assert smaller.network.pos_embed.shape == (1, 17, 192)  # timm interpolates it
 
 
-def test_what_cannot_be_built_is_one_clear_line():
+def test_what_cannot_be_built_is_a_one_line_error():
     with pytest.raises(InputError, match="'resnet9999'; did you mean 'resnet.*classifiers of timm and torchvision"):
         build("resnet9999")
     with pytest.raises(InputError, match="'resnet18.nonsense': Invalid pretrained tag"):
@@ -103,7 +103,7 @@ def test_what_cannot_be_built_is_one_clear_line():
         build("resnet10t", 5, pretrained=False, last_layer="conv")
 
 
-def test_facts_of_timms_weights_travel_with_the_name():
+def test_mean_and_std_are_those_of_timms_weights():
     assert get_architecture("vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
     assert get_architecture("resnet18").mean == pytest.approx((0.485, 0.456, 0.406))
     with pytest.raises(InputError, match="did you mean 'resnet50'"):
@@ -159,7 +159,7 @@ def test_layouts(shape, image, layout):
 
 
 def test_layers_are_found_in_a_frozen_network_too():
-    """Without gradients of parameters, a vision transformer's last layer would be taken, whose patches nothing reads."""
+    """Even if no parameter requires a gradient, the layer after which nothing reads the patches is not chosen."""
     network = build("vit_tiny_patch16_224", 5, pretrained=False, image_size=64).network
     images = torch.randn(1, 3, 64, 64)
     expected = find_layers(network, "head", images)

@@ -20,7 +20,7 @@ from wsol.run import checkpoint
 from wsol.training import make_optimizer
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import export_checkpoint  # noqa: E402
+import export_checkpoint
 
 K = 7
 NORM = ("weight", "bias", "running_mean", "running_var")

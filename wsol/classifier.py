@@ -222,22 +222,27 @@ class Classifier(nn.Module):
 
     @property
     def softmax_head(self) -> nn.Module:
+        """The network's own classification head."""
         return self.network.get_submodule(self.head_name)
 
     @property
     def num_classes(self) -> int:
+        """K, the number of classes."""
         return head_classes(self.softmax_head)
 
     @property
     def target_layer(self) -> nn.Module | None:
+        """The layer that maps are made of; None if it is not known."""
         return self.network.get_submodule(self.target_layer_name) if self.target_layer_name else None
 
     @property
     def pooled_layer(self) -> nn.Module | None:
+        """The layer that the head pools; None if it is not known."""
         return self.network.get_submodule(self.pooled_layer_name) if self.pooled_layer_name else None
 
     @property
     def neck(self) -> list[nn.Module]:
+        """The modules of the neck, see PARTS."""
         return [self.network.get_submodule(name) for name in self.neck_names]
 
     @property
@@ -410,6 +415,7 @@ class Classifier(nn.Module):
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> "Classifier":
+        """Train mode for the parts that are not frozen; eval mode for the others. Returns self."""
         super().train(mode)
         self.network.train(mode and "trunk" in self.trainable)
         for module in self.neck:

@@ -39,6 +39,7 @@ class Layout(NamedTuple):
 
     @property
     def channel_dim(self) -> int:
+        """The dimension of the channels."""
         return {"BCHW": 1, "BHWC": 3, "BNC": 2}[self.kind]
 
     def to_maps(self, activations: Tensor) -> Tensor:

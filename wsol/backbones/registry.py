@@ -74,13 +74,14 @@ class Architecture:
 
     @property
     def has_two_forms(self) -> bool:
+        """Whether the two forms are different networks."""
         return len(set(self.forms.values())) > 1
 
     def form_of(self, names: Iterable[str]) -> str | None:
-        """The form whose head is among the tensor names of a checkpoint; None if the names do not tell."""
+        """The form whose head is among the (unwrapped) tensor names of a checkpoint; None if they do not tell."""
         if not self.has_two_forms:
             return None
-        modules = {name.removeprefix("module.").split(".")[0] for name in names}
+        modules = {name.split(".")[0] for name in names}
         # With last_layer "conv", a 1x1 conv takes the place of fc.
         forms = [form for form, head in self.forms.items() if head in modules or (head == "fc" and "conv" in modules)]
         return forms[0] if len(forms) == 1 else None
@@ -107,7 +108,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def register(name: str, **properties: Any) -> Callable[[Builder], Builder]:
-    """Enter a builder of your own into ARCHITECTURES: `@register("mine", fast=r"head\\.")` above the function."""
+    """Enter a builder of your own into ARCHITECTURES: `@register("mine")` above the function."""
 
     def enter(builder: Builder) -> Builder:
         ARCHITECTURES[name] = Architecture(name, builder, **properties)

@@ -127,7 +127,7 @@ class CamExtractor:
         }
 
     def _forward(self, images: Tensor) -> tuple[Output, dict[nn.Module, Tensor]]:
-        """Run the network; its output, and the activations of each layer in `_layer_of`, from which autograd records."""
+        """Run the network; returns its output and the activations of its chosen layers, from which autograd records."""
         activations: dict[nn.Module, Tensor] = {}
 
         def record(layer: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:

@@ -88,6 +88,7 @@ class HeadView:
 
     @cached_property
     def gradients(self) -> Tensor:
+        """g = d s_k / d A: (B, C, h, w)."""
         return self.gradients_of(self.scores)
 
     def gradients_of(self, scores: Tensor) -> Tensor:
@@ -106,6 +107,7 @@ class HeadView:
 
     @cached_property
     def class_weights(self) -> Tensor:
+        """The rows W[k] of the head, (B, C); InputError if it is not one linear layer over the channels of A."""
         weight = getattr(self._module, "weight", None)
         channels = self.activations.shape[1]
         if weight is None or weight.ndim not in (2, 4) or weight.shape[1] != channels:

@@ -59,6 +59,7 @@ class Checkpoint:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
+        """The state dict, without wrappers in its names."""
         return self.content["state_dict"]
 
     @property
