@@ -155,7 +155,7 @@ def main(argv: list[str] | None = None) -> None:
     start_log(config.debug, keep=False)
     out = Path(config.out)
     pictures = find_pictures(config.pictures, out)
-    saved = checkpoint.Found("eval", config.ckpt) if config.ckpt else None
+    saved = checkpoint.Checkpoint("eval", config.ckpt) if config.ckpt else None
     model = build_model(config, saved)
     names, synonyms = class_names(model, saved)
     class_id = None if config.wanted_class is None else find_class(config.wanted_class, names, synonyms)
@@ -209,13 +209,13 @@ def paths_of(out: Path, picture: Picture, wanted: Sequence[Variant], raw: bool) 
     ]
 
 
-def build_model(config, saved: checkpoint.Found | None) -> Classifier:
+def build_model(config, saved: checkpoint.Checkpoint | None) -> Classifier:
     """The network with its weights; fills in what the command line left to the checkpoint and the network.
 
     Raises:
         InputError: the network, its checkpoint and what is asked of them do not fit together.
     """
-    facts = saved.facts if saved is not None else {}
+    facts = saved.build_settings if saved is not None else {}
     for key, default in (("architecture", DEFAULT_ARCHITECTURE), ("last_layer", "fc"), ("large_feature_map", False)):
         if config[key] is None:
             config[key] = facts.get(key, default)
@@ -236,7 +236,7 @@ def build_model(config, saved: checkpoint.Found | None) -> Classifier:
         image_size=config.crop_size,
     )
     if saved is not None:
-        model = restore(model, saved, dual=checkpoint.holds_branch(model, saved.tensors))
+        model = restore(model, saved, dual=model.finds_branch(saved.tensors))
     elif model.head_is_new:
         raise InputError(
             f"there are no ImageNet weights for the head of {config.architecture} as asked for; give "
@@ -269,7 +269,7 @@ def methods_for(model: Classifier, config) -> list[str]:
     return usable
 
 
-def class_names(model: Classifier, saved: checkpoint.Found | None) -> tuple[list[str], list[list[str]] | None]:
+def class_names(model: Classifier, saved: checkpoint.Checkpoint | None) -> tuple[list[str], list[list[str]] | None]:
     """Names of the network's classes, and synonyms where they are ImageNet's.
 
     A checkpoint of 1000 classes that does not name its data set is taken for one of ILSVRC.

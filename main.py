@@ -104,12 +104,12 @@ def configure(argv: list[str] | None):
         config = continue_run(config, own, f"{run.path}/config.yaml")
     saved = find_checkpoint(config, run)
     if saved is not None and saved.role == "eval":
-        config = adopt(config, saved.facts)
+        config = adopt(config, saved.build_settings)
     config.classifier_form = settle_form(config.architecture, config.classifier_form, config.methods, saved)
     return config, run, saved
 
 
-def read_data(config, saved: checkpoint.Found | None) -> WsolData:
+def read_data(config, saved: checkpoint.Checkpoint | None) -> WsolData:
     """The metadata of the splits that this run needs."""
     to_be_made = will_be_generated(config.dataset_name, config.metadata_root)
     if to_be_made and not config.dry_run:
@@ -129,22 +129,22 @@ def read_data(config, saved: checkpoint.Found | None) -> WsolData:
         return load_data(config.dataset_name, *roots, **settings)
 
 
-def find_checkpoint(config, run: RunFolder) -> checkpoint.Found | None:
+def find_checkpoint(config, run: RunFolder) -> checkpoint.Checkpoint | None:
     """The checkpoint that this run evaluates, goes on from, or starts from; None: ImageNet weights, or none."""
     if config.eval_only:
         if config.ft_ckpt:
             log.info("--eval_only evaluates the run's own checkpoint; --ft_ckpt is not read")
-        return checkpoint.Found("eval", checkpoint.path_of(run.path, config.eval_checkpoint_type))
+        return checkpoint.Checkpoint("eval", checkpoint.path_of(run.path, config.eval_checkpoint_type))
     if config.resume:
         for prefix in ("", "vanilla_"):
             path = run.path / f"{prefix}last{checkpoint.SUFFIX}"
             if path.is_file():
-                return checkpoint.Found("resume", path)
+                return checkpoint.Checkpoint("resume", path)
         log.info("%s holds no checkpoint yet; training starts from its beginning", run.path)
-    return checkpoint.Found("start", config.ft_ckpt) if config.ft_ckpt else None
+    return checkpoint.Checkpoint("start", config.ft_ckpt) if config.ft_ckpt else None
 
 
-def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Classifier:
+def build_model(config, data: WsolData, saved: checkpoint.Checkpoint | None) -> Classifier:
     """The network with the weights that this run begins with, and with its branch as soon as it has one."""
     training.seed_everything(config.seed)
     b2 = config.model_structure == "b2"
@@ -158,15 +158,15 @@ def build_model(config, data: WsolData, saved: checkpoint.Found | None) -> Class
         data.class_names = saved.class_names(model.head_name, data.class_names)
         return restore(model, saved, dual=b2)
     if saved.role == "start":
-        checkpoint.load_state_dict(model, saved.tensors, saved.path, branch=False)
+        model.load_published(saved.tensors, saved.path, branch=False)
         return branch_out(config, model) if b2 else model
     if b2 and saved.content.get("stage") != "vanilla":
         model = dualize(model)
-    checkpoint.load_state_dict(model, saved.tensors, saved.path)
+    model.load_published(saved.tensors, saved.path)
     return model
 
 
-def build_network(config, saved: checkpoint.Found | None, num_classes: int | None) -> Classifier:
+def build_network(config, saved: checkpoint.Checkpoint | None, num_classes: int | None) -> Classifier:
     """The network as the flags ask for it, tried out; None: with the classes that its ImageNet weights know."""
     model = build(
         config.architecture,
@@ -244,7 +244,7 @@ def image_loader(config, data: WsolData, split: str, train: bool = False):
 
 
 def train(
-    config, data: WsolData, model: Classifier, saved: checkpoint.Found | None, run: RunFolder, device, wandb
+    config, data: WsolData, model: Classifier, saved: checkpoint.Checkpoint | None, run: RunFolder, device, wandb
 ) -> Classifier:
     """Train the softmax head first where classes are new and a branch is to follow it, then what was asked for."""
     resumed = saved.training_state if saved is not None and saved.role == "resume" else None

@@ -1,26 +1,26 @@
-"""What do class activation maps cost? Each method and sets of methods, beside grad-cam and torchcam, in forward passes.
+"""Measure what class activation maps cost, in forward passes, and compare with grad-cam and torchcam.
 
     python scripts/benchmark_cam.py                                     # ResNet-50 with random weights, every method
     python scripts/benchmark_cam.py --methods gradcam,layercam --batch_size 4 --threads 1 --repeats 11
     python scripts/benchmark_cam.py --architecture resnet18 --device cuda --batch_size 32
     python scripts/benchmark_cam.py --methods gradcam,scorecam --two_heads
 
-All three get the same network, images and classes (the predicted ones) in the same run, and each hands over maps in
-[0, 1] of the images' size on the CPU. A library's objects are made and taken down inside the measurement, for their
-hooks would slow the others. grad-cam and torchcam are optional (tests/requirements.txt).
+All libraries get the same network, images and classes (the predicted ones) in the same run, and each returns maps in
+[0, 1] of the images' size on the CPU. A library's objects are created and destroyed inside the measurement, because
+their hooks would slow down the others. grad-cam and torchcam are optional (tests/requirements.txt).
 
-Time: medians over --repeats; in each repeat every library runs right behind a plain forward pass of the same images
-(no autograd), and "x forward" is the median of those ratios, so what else the machine does falls on both. What takes
-longer than --once seconds when it warms up is not repeated: its time is then that of the warm-up, its CPU memory is not
-measured. Score-CAM and Ablation-CAM run the network once a channel: on a CPU, choose --methods or a small network.
+Time: medians over --repeats. In each repeat every library runs right after a plain forward pass of the same images
+(no autograd), and "x forward" is the median of these ratios, so other load on the machine affects both. A task whose
+warm-up takes longer than --once seconds is not repeated: its time is that of the warm-up, and its CPU memory is not
+measured. Score-CAM and Ablation-CAM run the network once per channel; on a CPU, choose --methods or a small network.
 
-Passes: images that went through the network's first layer, as multiples of the batch. Re-running only the layers
-behind the target layer is no pass; its time counts, of course.
+Passes: images that go through the network's first layer, as multiples of the batch. Running only the layers after the
+target layer again does not count as a pass, but its time is measured.
 
 Memory: the growth above what network and images take. CUDA: torch.cuda.max_memory_allocated of the timed runs. CPU: a
-process of its own for each figure runs a forward pass to warm up, gives freed memory back to the system, resets the
-kernel's peak counter (/proc/self/clear_refs) and runs once; the figure is VmHWM at the end minus VmRSS before. Blocks
-from 64 KiB up are returned when freed (MALLOC_MMAP_THRESHOLD_), so that one run does not live on another's leavings.
+separate process for each figure warms up with a forward pass, returns freed memory to the system, resets the kernel's
+peak counter (/proc/self/clear_refs) and runs once; the figure is VmHWM at the end minus VmRSS before. Blocks of 64 KiB
+and more are returned to the system when freed (MALLOC_MMAP_THRESHOLD_), so that runs do not reuse each other's memory.
 """
 
 import argparse
@@ -34,28 +34,29 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ["TQDM_DISABLE"] = "1"  # grad-cam draws a bar for each image
+os.environ["TQDM_DISABLE"] = "1"  # grad-cam shows a progress bar for each image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import torch  # noqa: E402 - the lines above make the project importable
-from tabulate import tabulate  # noqa: E402
-from torch.nn import functional as F  # noqa: E402
+import torch
+from tabulate import tabulate
+from torch.nn import functional as F
 
-from config import architecture, names, positive, rate, size  # noqa: E402
-from wsol import build, dualize  # noqa: E402
-from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps  # noqa: E402
-from wsol.errors import InputError  # noqa: E402
-from wsol.layout import find_layout  # noqa: E402
-from wsol.run import command  # noqa: E402
+from config import architecture, names, positive, rate, size
+from wsol import build, dualize
+from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps
+from wsol.errors import InputError
+from wsol.layout import find_layout
+from wsol.run import command
 
 FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "cam")
 TWO_HEADS = ("softmax", "sigmoid_clamped")
-LIBRARIES = {"ours": None, "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam.methods"}
+LIBRARIES = {"ours": "wsol", "grad-cam": "pytorch_grad_cam", "torchcam": "torchcam.methods"}
 
-# Our method → its class in grad-cam and in torchcam; None: not there.
+# Our method → its class in grad-cam and in torchcam; None if the library does not have it.
 PEERS = {
     "cam": (None, "CAM"),
     "gradcam": ("GradCAM", "GradCAM"),
@@ -74,12 +75,12 @@ PEERS = {
     "shapleycam": ("ShapleyCAM", None),
     "finercam": ("FinerCAM", "FinerCAM"),
 }
-# In a set of methods grad-cam's HiResCAM stands in for cam: behind pooling and a linear head both are one map.
+# In a set of methods grad-cam's HiResCAM replaces cam: for pooling and a linear head, both give the same map.
 STAND_IN = {("grad-cam", "cam"): "HiResCAM"}
 
 
 class Task(NamedTuple):
-    """One thing to measure: these methods for these heads, in one call where the library can."""
+    """One thing to measure: these methods for these heads, in one call if the library can."""
 
     library: str
     methods: tuple[str, ...]
@@ -87,20 +88,16 @@ class Task(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of the table: a title and what each library does for it."""
+    """A block of the table: a title and the tasks of the libraries."""
 
     title: str
     tasks: list[Task]
 
 
 class Bench:
-    """Network, images and classes, alike for all.
+    """Network, images and classes, the same for all libraries. Weights and images are random with a fixed seed."""
 
-    Args:
-        device: "cpu" or "cuda". Weights and images are random but always the same.
-    """
-
-    def __init__(self, architecture: str, batch_size: int, image_size: int, device: str):
+    def __init__(self, architecture: str, batch_size: int, image_size: int, device: str) -> None:
         torch.manual_seed(0)
         self.device = torch.device(device)
         self.model = build(architecture, pretrained=False, classifier_form="cam", image_size=image_size)
@@ -115,18 +112,18 @@ class Bench:
             self._count(network.get_submodule(first))
 
     def _count(self, layer: torch.nn.Module) -> None:
-        """Count where the layer computes; hooks would also see a layer that only hands on what it gave before."""
+        """Count in the layer's forward; hooks would also count a layer that only returns a recorded output."""
         compute = layer.forward
 
-        def counting(images):
+        def counting(images: torch.Tensor) -> torch.Tensor:
             self.passes += len(images)
             return compute(images)
 
-        layer.forward = counting
+        layer.forward = counting  # type: ignore[method-assign]
 
     def _first_layer(self) -> str:
-        """The first layer to see an image, be it in a pass that the library steers layer by layer."""
-        seen = []
+        """Name of the first layer that is computed."""
+        seen: list[str] = []
         handles = [
             module.register_forward_hook(lambda _module, _inputs, _output, name=name: seen.append(name))
             for name, module in self.network.named_modules()
@@ -142,20 +139,21 @@ class Bench:
         return self.network(self.images)
 
     def run(self, task: Task) -> None:
-        """Maps of the task's methods, finished as each library's user gets them, on the CPU."""
+        """Compute the task's maps as a user of the library gets them, on the CPU."""
         if task.library == "ours":
-            return self._ours(task)
+            self._ours(task)
+            return
         for method in task.methods:
             kind = PEERS.get(method, (None, None))[task.library == "torchcam"] or STAND_IN[task.library, method]
             {"grad-cam": self._grad_cam, "torchcam": self._torchcam}[task.library](kind)
             self.network.zero_grad(set_to_none=True)
-        return None
 
     def _ours(self, task: Task) -> None:
         model = self.dual if any(head.startswith("sigmoid") for head in task.heads) else self.model
         with CamExtractor(model, task.methods, heads=task.heads) as extract:
-            for row, maps in extract(self.images, self.class_ids).items():
-                to_scoremaps(maps, row.method, tuple(self.images.shape[-2:]))[0].cpu()
+            maps = extract(self.images, self.class_ids)
+            for variant in extract.variants:
+                to_scoremaps(maps[variant], variant.method, self._image_size())[0].cpu()
 
     def _grad_cam(self, kind: str) -> None:
         library = importlib.import_module(LIBRARIES["grad-cam"])
@@ -172,7 +170,12 @@ class Bench:
             getattr(cam, "base_cam", cam).activations_and_grads.release()
 
     def _to_maps(self, activations: torch.Tensor) -> torch.Tensor:
-        return find_layout(tuple(activations.shape), tuple(self.images.shape[-2:])).to_maps(activations)
+        layout = find_layout(tuple(activations.shape), self._image_size())
+        assert layout is not None
+        return layout.to_maps(activations)
+
+    def _image_size(self) -> tuple[int, int]:
+        return self.images.shape[-2], self.images.shape[-1]
 
     def _torchcam(self, kind: str) -> None:
         library = importlib.import_module(LIBRARIES["torchcam"])
@@ -197,7 +200,7 @@ class Bench:
 
 
 def cuda_growth(bench: Bench, work: Callable[[], object]) -> float:
-    """MiB that `work` takes on the GPU beyond what is held before it, at its peak."""
+    """Peak MiB that `work` allocates on the GPU beyond what was allocated before."""
     torch.cuda.reset_peak_memory_stats(bench.device)
     before = torch.cuda.memory_allocated(bench.device)
     work()
@@ -205,7 +208,7 @@ def cuda_growth(bench: Bench, work: Callable[[], object]) -> float:
 
 
 def cpu_growth(work: Callable[[], object]) -> float | None:
-    """MiB by which this process grows during `work`, at its peak; None where the kernel does not tell."""
+    """Peak MiB by which this process grows during `work`; None if the kernel does not report it."""
     gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
@@ -218,48 +221,48 @@ def cpu_growth(work: Callable[[], object]) -> float | None:
 
 
 def _status(key: str) -> int:
-    """A figure of /proc/self/status in KiB."""
+    """A value of /proc/self/status in KiB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
 def growth_in_this_process(settings: tuple, threads: int | None, task: Task | None) -> float | None:
-    """What a child process does: cpu_growth of a task, or of a plain forward pass (None), behind a warm-up."""
+    """In a child process: cpu_growth of a task, or of a plain forward pass (None), after a warm-up."""
     if threads:
         torch.set_num_threads(threads)
     bench = Bench(*settings)
     bench.forward()
     if task is not None:
-        _is_installed(task.library)  # imports it: its code is not what a map costs
+        _is_installed(task.library)  # imports it, so that its code is not counted
     return cpu_growth(bench.forward if task is None else lambda: bench.run(task))
 
 
 def growth_in_children(
     settings: tuple, threads: int | None, tasks: Sequence[Task | None]
 ) -> dict[Task | None, float | None]:
-    """cpu_growth of each task in a process of its own, forked from one that has imported all and run nothing."""
+    """cpu_growth of each task in its own process, forked from one that has imported everything and run nothing."""
     # The C library reads these when a process starts.
     os.environ["MALLOC_MMAP_THRESHOLD_"] = os.environ["MALLOC_TRIM_THRESHOLD_"] = "65536"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", *filter(None, LIBRARIES.values())])
-    found = {}
+    context.set_forkserver_preload(["__main__", *LIBRARIES.values()])
+    growth: dict[Task | None, float | None] = {}
     for task in tasks:
         _tell(f"memory: {_describe(task)}")
         with context.Pool(1) as pool:
-            found[task] = pool.apply(growth_in_this_process, (settings, threads, task))
-    return found
+            growth[task] = pool.apply(growth_in_this_process, (settings, threads, task))
+    return growth
 
 
 # --------------------------------------------------------------------------- what is measured, and how
 
 
 def rows_to_measure(methods: Sequence[str], two_heads: bool) -> list[Row]:
-    """Each method by itself, then those of the five together: for one head by all, for two by us."""
+    """Each method by itself; then those of the five together, for one head by all libraries and for two by ours."""
     single = TWO_HEADS if two_heads else TWO_HEADS[:1]
-    found = []
+    rows = []
     for method in methods:
         peers = dict(zip(("grad-cam", "torchcam"), PEERS.get(method, (None, None)), strict=True))
-        found.append(
+        rows.append(
             Row(
                 method + (", two heads" if two_heads else ""),
                 [
@@ -271,13 +274,20 @@ def rows_to_measure(methods: Sequence[str], two_heads: bool) -> list[Row]:
     together = tuple(method for method in FIVE if method in methods)
     if len(together) > 1:
         title = f"{'five' if together == FIVE else len(together)} methods"
-        found.append(Row(title, [Task(library, together) for library in LIBRARIES]))
-        found.append(Row(f"{title}, two heads", [Task("ours", together, TWO_HEADS)]))
-    return found
+        rows.append(Row(title, [Task(library, together) for library in LIBRARIES]))
+        rows.append(Row(f"{title}, two heads", [Task("ours", together, TWO_HEADS)]))
+    return rows
 
 
 class Measured(NamedTuple):
-    """seconds; ratio: of them to a forward pass; passes: through the trunk; memory: MiB, None where unknown."""
+    """The figures of a task.
+
+    Attributes:
+        seconds: median time.
+        ratio: time relative to a forward pass.
+        passes: number of forward passes.
+        memory: MiB; None if unknown.
+    """
 
     seconds: float
     ratio: float
@@ -286,44 +296,44 @@ class Measured(NamedTuple):
 
 
 def measure(bench: Bench, rows: Sequence[Row], repeats: int, once: float) -> tuple[dict[Task, Measured | str], float]:
-    """Each task's figures (memory on CUDA only), or in words why there are none; and the seconds of a forward pass."""
+    """Each task's figures (memory on CUDA only), or the reason why it has none; and the seconds of a forward pass."""
     warm: dict[Task, tuple[float, float, float]] = {}
-    found: dict[Task, Measured | str] = {}
+    figures: dict[Task, Measured | str] = {}
     for task in (task for row in rows for task in row.tasks):
         if not _is_installed(task.library):
-            found[task] = "not installed"
+            figures[task] = "not installed"
             continue
         _tell(f"warming up: {_describe(task)}")
         bench.forward()
         plain = bench.seconds(bench.forward)
         bench.passes = 0
         try:
-            warm[task] = bench.seconds(lambda task=task: bench.run(task)), plain, bench.passes / len(bench.images)
-        except Exception as error:  # a peer that cannot do this network is a result, too
+            warm[task] = bench.seconds(partial(bench.run, task)), plain, bench.passes / len(bench.images)
+        except Exception as error:  # that a library fails for this network is a result, too
             if task.library == "ours":
                 raise
-            found[task] = f"fails: {type(error).__name__}"
+            figures[task] = f"fails: {type(error).__name__}"
     times: dict[Task, list[tuple[float, float]]] = {task: [] for task in warm}
     memory: dict[Task, float | None] = dict.fromkeys(warm)
     for repeat in range(repeats):
         _tell(f"repeat {repeat + 1} of {repeats}")
         for task in (task for task, (seconds, _, _) in warm.items() if seconds <= once):
             plain = bench.seconds(bench.forward)
-            times[task].append((bench.seconds(lambda task=task: bench.run(task)), plain))
+            times[task].append((bench.seconds(partial(bench.run, task)), plain))
     if bench.device.type == "cuda":
-        memory = {task: cuda_growth(bench, lambda task=task: bench.run(task)) for task in warm}
+        memory = {task: cuda_growth(bench, partial(bench.run, task)) for task in warm}
     for task, (first, plain, passes) in warm.items():
         pairs = times[task] or [(first, plain)]
-        found[task] = Measured(
+        figures[task] = Measured(
             statistics.median(t for t, _ in pairs), statistics.median(t / p for t, p in pairs), passes, memory[task]
         )
     forward = [p for pairs in times.values() for _, p in pairs] or [p for _, p, _ in warm.values()]
-    return found, statistics.median(forward)
+    return figures, statistics.median(forward)
 
 
 def _is_installed(library: str) -> bool:
     try:
-        importlib.import_module(LIBRARIES[library] or "wsol")
+        importlib.import_module(LIBRARIES[library])
         return True
     except ImportError:
         return False
@@ -334,7 +344,7 @@ def _describe(task: Task | None) -> str:
 
 
 def _tell(text: str) -> None:
-    """What goes on, on a terminal only: the table is what is printed."""
+    """Show progress, on a terminal only."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
@@ -342,14 +352,14 @@ def _tell(text: str) -> None:
 # --------------------------------------------------------------------------- the command
 
 
-def table(rows: Sequence[Row], found: dict[Task, Measured | str], memory_of_forward: float | None) -> str:
-    """A block for each row, a line for each library; the last column: the library's time over ours."""
-    lines = []
+def table(rows: Sequence[Row], results: dict[Task, Measured | str], memory_of_forward: float | None) -> str:
+    """One block per row, one line per library; the last column is the library's time relative to ours."""
+    lines: list[list[str]] = []
     for row in rows:
-        ours = found[row.tasks[0]]
+        ours = results[row.tasks[0]]
         for task in row.tasks:
             title = row.title if task is row.tasks[0] else ""
-            figures = found[task]
+            figures = results[task]
             if isinstance(figures, str):
                 lines.append([title, task.library, figures])
                 continue
@@ -364,7 +374,7 @@ def table(rows: Sequence[Row], found: dict[Task, Measured | str], memory_of_forw
                     f"{figures.passes:g}",
                     "-" if memory is None else f"{memory:.0f}",
                     "-" if times_memory is None else f"{times_memory:.2f}",
-                    "" if task.library == "ours" else f"{figures.ratio / ours.ratio:.1f}",
+                    "" if figures is ours or isinstance(ours, str) else f"{figures.ratio / ours.ratio:.1f}",
                 ]
             )
         lines.append([])
@@ -380,13 +390,21 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
     add("--image_size", type=size, default=224, help="default: %(default)s")
     add("--methods", type=names, default=["all"], help=f"of {', '.join(CAM_METHODS)}; default: all")
     add("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--threads", type=positive, help="of the CPU; default: torch's own choice")
-    add("--two_heads", action="store_true", help="single methods of ours explain softmax and clamped sigmoid head")
+    add("--threads", type=positive, help="CPU threads; default: torch's choice")
+    add(
+        "--two_heads",
+        action="store_true",
+        help="in the single-method rows, ours explains the softmax and the clamped sigmoid head",
+    )
     add("--repeats", type=positive, default=5, help="default: %(default)s")
     add(
-        "--once", type=rate, default=30.0, metavar="SECONDS", help="slower tasks are not repeated; default: %(default)s"
+        "--once",
+        type=rate,
+        default=30.0,
+        metavar="SECONDS",
+        help="do not repeat tasks slower than this; default: %(default)s",
     )
-    add("--no_memory", action="store_true", help="leave out CPU memory, which takes a process for each figure")
+    add("--no_memory", action="store_true", help="do not measure CPU memory, which takes a process per figure")
     return parser.parse_args(argv)
 
 
@@ -400,17 +418,20 @@ def main(argv: list[str] | None = None) -> None:
     settings = args.architecture, args.batch_size, args.image_size, args.device
     rows = rows_to_measure(methods, args.two_heads)
     bench = Bench(*settings)
-    found, forward = measure(bench, rows, args.repeats, args.once)
+    results, forward = measure(bench, rows, args.repeats, args.once)
     memory_of_forward = None
     if args.device == "cuda":
         memory_of_forward = cuda_growth(bench, bench.forward)
     elif not args.no_memory:
-        measured = [
-            task for task, figures in found.items() if isinstance(figures, Measured) and figures.seconds <= args.once
-        ]
+        measured = {
+            task: figures
+            for task, figures in results.items()
+            if isinstance(figures, Measured) and figures.seconds <= args.once
+        }
         growth = growth_in_children(settings, args.threads, [None, *measured])
         memory_of_forward = growth[None]
-        found |= {task: found[task]._replace(memory=growth[task]) for task in measured}
+        for task, figures in measured.items():
+            results[task] = figures._replace(memory=growth[task])
     _tell("")
     where = torch.cuda.get_device_name() if args.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(
@@ -418,7 +439,7 @@ def main(argv: list[str] | None = None) -> None:
         f"{torch.__version__}; medians of {args.repeats}"
     )
     print(f"one forward pass: {forward:.3f} s" + (f", {memory_of_forward:.0f} MiB" if memory_of_forward else "") + "\n")
-    print(table(rows, found, memory_of_forward))
+    print(table(rows, results, memory_of_forward))
 
 
 if __name__ == "__main__":

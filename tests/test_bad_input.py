@@ -18,7 +18,7 @@ class Evil:
 
 
 def vanilla_tensors(num_classes: int = 3) -> dict:
-    return checkpoint.state_dict(build("tiny", num_classes))
+    return build("tiny", num_classes).published_state_dict()
 
 
 def write(name, content):
@@ -90,7 +90,7 @@ CASES = {
             },
         ),
         ["--ft_ckpt", "x.pth"],
-        "holds NaN",
+        "has NaN",
     ),
     "an existing run": (finished_run, [], "exists; go on with --resume"),
     "somebody else's folder": (thesis, ["--override_cache"], "removes only folders that this program made"),

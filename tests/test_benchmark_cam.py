@@ -10,7 +10,7 @@ from conftest import ROOT
 from wsol.errors import InputError
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import benchmark_cam as benchmark  # noqa: E402 - the line above makes it importable
+import benchmark_cam as benchmark
 
 FAST = ("--architecture", "tiny", "--image_size", "48", "--batch_size", "3", "--repeats", "1", "--device", "cpu")
 

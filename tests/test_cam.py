@@ -9,7 +9,7 @@ from conftest import TinyNet
 from torch import nn
 
 from wsol import CamExtractor, dualize
-from wsol.cam import CAM_METHODS, Variant, to_scoremaps, variants
+from wsol.cam import CAM_METHODS, Option, Variant, cam_options, register, to_scoremaps, variants
 from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.classifier import Classifier, Output
 from wsol.errors import InputError
@@ -195,7 +195,10 @@ def test_errors():
             extract(images, torch.tensor([0]))
     with pytest.raises(RuntimeError, match="with block"):
         extract(images)
-    with CamExtractor(model, ["gradcam"], target_layer=nn.Conv2d(3, 3, 1)) as extract:
+    with pytest.raises(InputError, match=r"Conv2d given as target layer is not a module of this TinyNet.*features\.0"):
+        CamExtractor(model, ["gradcam"], target_layer=nn.Conv2d(3, 3, 1))
+    model.unused = nn.Conv2d(3, 3, 1)
+    with CamExtractor(model, ["gradcam"], target_layer=model.unused) as extract:
         with pytest.raises(InputError, match="never reached"):
             extract(images)
     with CamExtractor(model, ["gradcam"], target_layer=model.fc) as extract:
@@ -205,6 +208,46 @@ def test_errors():
     with CamExtractor(vgg, ["cam"], target_layer=vgg.features[-1]) as extract:
         with pytest.raises(InputError, match="one linear layer"):
             extract(torch.randn(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda model: model, lambda model: Classifier(model, "fc", target_layer="features.3")]
+)
+def test_the_target_layer_is_given_as_a_module_or_by_its_name(wrap):
+    model = wrap(TinyNet(5))
+    layer = (model.network if isinstance(model, Classifier) else model).features[6]
+    images = torch.randn(2, 3, 48, 48)
+    with CamExtractor(model, ["cam", "layercam"], target_layer=layer) as extract:
+        by_module = extract(images)
+    with CamExtractor(model, ["cam", "layercam"], target_layer="features.6") as extract:
+        by_name = extract(images)
+    assert all(torch.equal(by_module[method], by_name[method]) for method in by_module)
+    with pytest.raises(InputError, match=r"TinyNet has no module 'features\.66' to be its target layer; did you mean"):
+        CamExtractor(model, ["cam"], target_layer="features.66")
+    with pytest.raises(InputError, match="must be a module of TinyNet or its dotted name, not int"):
+        CamExtractor(model, ["cam"], target_layer=6)
+
+
+def test_a_method_with_a_hyperparameter_is_one_entry_and_its_formula():
+    """No other file knows the option: the extractor takes it as a keyword and the formula reads it."""
+
+    @register("powercam", weights=True, options=(Option("power", 1.0, "powercam: exponent of the gradients"),))
+    def powercam(view: HeadView) -> torch.Tensor:
+        return view.gradients.mean(dim=(2, 3)) * view.options["power"]
+
+    try:
+        dual, images = trained_dual(), torch.randn(2, 3, 48, 48).double()
+        with CamExtractor(dual, ["gradcam", "powercam"]) as extract:
+            plain = extract(images)
+        with CamExtractor(dual, ["gradcam", "powercam"], power=3.0) as extract:
+            scaled = extract(images)
+        assert cam_options()["power"].default == 1.0
+    finally:
+        del CAM_METHODS["powercam"]
+    assert torch.equal(plain["powercam"], plain["gradcam"])
+    assert torch.allclose(scaled["powercam"], 3 * plain["gradcam"])
+    with pytest.raises(InputError, match="no CAM method has an option 'power'"):
+        CamExtractor(dual, ["gradcam"], power=3.0)
 
 
 def test_variants_that_exist():

@@ -194,7 +194,7 @@ def weights_of(extract: CamExtractor, images, method: str) -> torch.Tensor:
     entry = CAM_METHODS[method]
 
     def formula(view):
-        caught.append(entry.formula(view))
+        caught.append(entry(view))
         return caught[0]
 
     CAM_METHODS[method] = type(entry)(**{**vars(entry), "formula": formula})

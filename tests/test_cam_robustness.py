@@ -51,7 +51,7 @@ def test_constant_activations_give_constant_maps_and_they_are_counted(value):
 
 
 def test_negative_activations_are_explained_like_others():
-    """The score is linear in A: these methods' weights stay, so their maps change their sign; shares make fem's negative."""
+    """The score is linear in A, so the maps of these methods change their sign; fem's weights are never negative."""
     torch.manual_seed(0)
     activations = torch.randn(2, 3, 4, 4).abs() + 0.1
     plain, negative = maps_of(activations), maps_of(-activations)
@@ -254,7 +254,7 @@ class InPlace(nn.Module):
 def test_replay_gives_the_logits_of_the_pass_and_skips_what_it_may(model, layer, skips):
     shared = pass_of(model, model.get_submodule(layer), torch.randn(2, 3, 64, 64), Layout("BCHW", (4, 4)))
     with Replay(shared) as replay:
-        assert replay._skips is skips
+        assert replay.skips_earlier_modules is skips
         for b in range(2):
             leaf = shared.leaf[b : b + 1]
             same = replay(leaf.expand(3, *leaf.shape[1:]).clone(), b).logits

@@ -116,10 +116,24 @@ def test_the_head_can_be_named():
     assert isinstance(dual.sigmoid_head, nn.Linear)
 
 
+def test_head_and_target_layer_are_given_as_modules_or_by_their_names():
+    model = torchvision.models.vgg11(num_classes=5)
+    by_module = dualize(model, head=model.classifier[6], target_layer=model.features[3])
+    by_name = dualize(model, head="classifier.6", target_layer="features.3")
+    assert by_module.head_name == by_name.head_name == "classifier.6"
+    assert by_module.target_layer is by_name.target_layer is model.features[3]
+    again = dualize(Classifier(model, "classifier", target_layer="features.20"), target_layer=model.features[3])
+    assert again.target_layer_name == again.pooled_layer_name == "features.3"
+    with pytest.raises(InputError, match=r"Linear given as head is not a module of this VGG; .*classifier\.0, "):
+        dualize(model, head=nn.Linear(4096, 5))
+    with pytest.raises(InputError, match=r"no module 'features\.33' to be its target layer; did you mean 'features"):
+        dualize(model, target_layer="features.33")
+
+
 def test_errors_name_the_module_and_the_remedy():
     with pytest.raises(InputError, match="no module 'clasifier'.*did you mean 'classifier'"):
         dualize(torchvision.models.vgg11(num_classes=5), head="clasifier")
-    with pytest.raises(InputError, match="holds no Linear"):
+    with pytest.raises(InputError, match="has no Linear"):
         dualize(TinyNet(5), head="features.1")
     with pytest.raises(InputError, match="name the head"):
         find_head(nn.Sequential(nn.Conv2d(3, 4, 3)))

@@ -176,7 +176,7 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
     assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
     assert list(PerImage.load(folder).rows) == ["cam_sigmoid_clamped"]
     again = ["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--eval_checkpoint_type"]
-    with pytest.raises(InputError, match="holds no sigmoid branch"):
+    with pytest.raises(InputError, match="has no sigmoid branch"):
         program.main([*again, "vanilla_last", "--model_structure", "b2"])
     probe = program.main([*again, "vanilla_last"])
     assert [r["maxboxacc"] for r in probe["rows"]] == [

@@ -135,7 +135,7 @@ def test_a_checkpoint_of_ours_brings_architecture_branch_and_class_names(shapes,
         "layercam_sigmoid",
     } <= folders
     model = dualize(build("tiny", 3))
-    checkpoint.load_state_dict(model, torch.load(file)["state_dict"], "file")
+    model.load_published(torch.load(file)["state_dict"], "file")
     image = eval_tensor(load_picture(picture), 48, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))[None]
     with CamExtractor(model, ["gradcam"], heads=["sigmoid_clamped"]) as extract:
         expected = extract(image, torch.tensor([1]))[Variant("gradcam", "sigmoid", clamped=True)][0]
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_ours_brings_architecture_branch_and_class_names(shapes,
 def test_a_checkpoint_of_the_references(pictures, monkeypatch, capsys):
     """Names under `module.`, the branch as fc2, 1000 classes without names: those of ImageNet."""
     model = dualize(build("tiny"))
-    tensors = {f"module.{name}": tensor for name, tensor in checkpoint.state_dict(model).items()}
+    tensors = {f"module.{name}": tensor for name, tensor in model.published_state_dict().items()}
     torch.save({"architecture": "tiny", "epoch": 3, "state_dict": tensors, "optimizer": None}, "theirs.pth.tar")
     code, out, error = run(
         monkeypatch, capsys, "in/a/x.png", "--out", "out", *FAST, "--ckpt", "theirs.pth.tar", "--class", "tabby CAT"

@@ -1,15 +1,19 @@
 """Networks by their timm or torchvision name: head and target layer are found, not listed."""
 
+import io
+
 import pytest
+import timm
 import torch
 from torch import nn
 
 from wsol import CamExtractor, build, dualize
 from wsol.backbones import get_architecture
-from wsol.backbones.named import anatomy
+from wsol.backbones.named import find_architecture, with_found_layers
+from wsol.backbones.weights import timm_config
 from wsol.cam import Variant
 from wsol.errors import InputError
-from wsol.layout import Layout, find_layout
+from wsol.layout import Layout, find_layers, find_layout
 from wsol.losses import class_balanced_bce
 from wsol.training import make_optimizer
 
@@ -86,7 +90,7 @@ def test_large_feature_maps_where_timm_has_them(tmp_path):
     assert smaller.network.pos_embed.shape == (1, 17, 192)  # timm interpolates it
 
 
-def test_what_cannot_be_built_is_one_clear_line():
+def test_what_cannot_be_built_is_a_one_line_error():
     with pytest.raises(InputError, match="'resnet9999'; did you mean 'resnet.*classifiers of timm and torchvision"):
         build("resnet9999")
     with pytest.raises(InputError, match="'resnet18.nonsense': Invalid pretrained tag"):
@@ -99,7 +103,7 @@ def test_what_cannot_be_built_is_one_clear_line():
         build("resnet10t", 5, pretrained=False, last_layer="conv")
 
 
-def test_facts_of_timms_weights_travel_with_the_name():
+def test_mean_and_std_are_those_of_timms_weights():
     assert get_architecture("vit_tiny_patch16_224").mean == (0.5, 0.5, 0.5)
     assert get_architecture("resnet18").mean == pytest.approx((0.485, 0.456, 0.406))
     with pytest.raises(InputError, match="did you mean 'resnet50'"):
@@ -126,7 +130,7 @@ def test_the_target_is_what_the_head_depends_on():
             tokens = self.mix(torch.cat([tokens.mean(1, keepdim=True), tokens], dim=1))
             return self.head(self.norm(tokens)[:, 0])
 
-    model = anatomy(Tokens(), 32)
+    model = with_found_layers(Tokens(), 32)
     assert (model.target_layer_name, model.pooled_layer_name) == ("patches", "norm")
 
 
@@ -152,3 +156,77 @@ def test_layouts(shape, image, layout):
     if layout:
         maps = layout.to_maps(torch.zeros(shape))
         assert maps.shape[2:] == layout.grid and len(maps) == 2
+
+
+def test_layers_are_found_in_a_frozen_network_too():
+    """Even if no parameter requires a gradient, the layer after which nothing reads the patches is not chosen."""
+    network = build("vit_tiny_patch16_224", 5, pretrained=False, image_size=64).network
+    images = torch.randn(1, 3, 64, 64)
+    expected = find_layers(network, "head", images)
+    assert find_layers(network.requires_grad_(False), "head", images) == expected == ("blocks.11.norm1", "norm")
+
+
+# ------------------------------------------------------------------- timm's networks on the Hugging Face hub
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """A hub with one repository, org/tiny: a resnet10t with its own mean and std. Yields the list of requests."""
+    asked = []
+    real = timm.create_model
+
+    def config_of(hub_id, cache_dir=None):
+        if hub_id != "org/tiny":
+            raise RuntimeError(f"401 Client Error: repository {hub_id} not found\nmore lines")
+        asked.append("config")
+        statistics = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "num_classes": 1000, "input_size": (3, 64, 64)}
+        return {"architecture": "resnet10t", "hf_hub_id": hub_id, "source": "hf-hub"} | statistics, "resnet10t", {}
+
+    def create_model(name, pretrained=False, **arguments):
+        asked.append((name, pretrained, *arguments))
+        return real("resnet10t", num_classes=1000)
+
+    monkeypatch.setattr(timm.models, "load_model_config_from_hf", config_of)
+    monkeypatch.setattr(timm, "create_model", create_model)
+    monkeypatch.setattr("urllib.request.urlopen", lambda request, timeout: io.BytesIO())
+    yield asked
+    timm_config.cache_clear()
+    find_architecture.cache_clear()
+
+
+@pytest.mark.parametrize("prefix", ["hf-hub:", "hf_hub:"])
+def test_networks_of_the_hugging_face_hub(hub, prefix):
+    entry = get_architecture(f"{prefix}org/tiny")
+    assert (entry.mean, entry.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+    model = build(f"{prefix}org/tiny", image_size=64)
+    assert (model.head_name, model.target_layer_name, model.head_is_new) == ("fc", "layer4", False)
+    assert hub == ["config", (f"{prefix}org/tiny", True)]
+    assert build(f"{prefix}org/tiny", 5, pretrained=False, image_size=64).num_classes == 5
+
+
+def test_weights_of_a_hub_network_from_a_file(hub, tmp_path):
+    torch.save({"model": {}}, tmp_path / "tiny.pth")
+    with pytest.raises(InputError, match=r"tiny\.pth has no state_dict"):
+        build("hf-hub:org/tiny", pretrained_path=str(tmp_path), image_size=64)
+    torch.save({"model": timm.create_model("resnet10t").state_dict()}, tmp_path / "tiny.pth")
+    build("hf-hub:org/tiny", pretrained_path=str(tmp_path), image_size=64)
+    assert hub[-1] == ("hf-hub:org/tiny", True, "pretrained_cfg_overlay")
+
+
+@pytest.mark.parametrize("name", ["hf-hub:org/other", "hf_hub:org/tinny", "hf-hub:", "hf-hub:no spaces!/x"])
+def test_a_hub_network_that_is_not_there_is_one_line_with_the_remedy(hub, name):
+    with pytest.raises(InputError, match=f"unknown architecture '{name}': .*--pretrained_path") as caught:
+        build(name)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_with_the_remedy(hub, monkeypatch):
+    def refuse(request, timeout):
+        assert request.full_url.endswith("/org/tiny/resolve/main/config.json")
+        assert timeout <= 10
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    with pytest.raises(InputError, match=r"'hf-hub:org/tiny': .*\(network is unreachable\); .*--pretrained_path"):
+        get_architecture("hf-hub:org/tiny")
+    assert hub == []

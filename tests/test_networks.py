@@ -20,7 +20,7 @@ from wsol.run import checkpoint
 from wsol.training import make_optimizer
 
 sys.path.insert(0, str(ROOT / "scripts"))
-import export_checkpoint  # noqa: E402
+import export_checkpoint
 
 K = 7
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -197,8 +197,8 @@ def make(
 def test_names_and_shapes_are_the_published_ones(key):
     network, branch = PUBLISHED[key]
     model = make(*key)
-    assert {name: tuple(t.shape) for name, t in checkpoint.state_dict(model).items()} == network
-    assert {name: tuple(t.shape) for name, t in checkpoint.state_dict(dualize(model)).items()} == network | branch
+    assert {name: tuple(t.shape) for name, t in model.published_state_dict().items()} == network
+    assert {name: tuple(t.shape) for name, t in dualize(model).published_state_dict().items()} == network | branch
 
 
 # ------------------------------------------------------------------- the same function as torchvision's and timm's
@@ -207,7 +207,7 @@ def test_names_and_shapes_are_the_published_ones(key):
 def test_inceptions_original_form_is_torchvisions():
     source = torchvision.models.inception_v3(aux_logits=False, init_weights=False, num_classes=K).eval()
     model = make("inception_v3", "original").eval()
-    checkpoint.load_state_dict(model, source.state_dict(), "torchvision")
+    model.load_published(source.state_dict(), "torchvision")
     images = torch.randn(2, 3, 139, 139)
     with torch.no_grad():
         assert torch.equal(model(images).logits, source(images))
@@ -220,7 +220,7 @@ def test_resnet_is_torchvisions_with_layer4_on_layer3s_grid(form, last_layer):
     if last_layer == "conv":
         tensors = {n.replace("fc.", "conv."): t[..., None, None] if n == "fc.weight" else t for n, t in tensors.items()}
     model = make("resnet50", form, last_layer=last_layer).eval()
-    checkpoint.load_state_dict(model, tensors, "torchvision")
+    model.load_published(tensors, "torchvision")
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         ours = model(images).logits
@@ -231,7 +231,7 @@ def test_resnet_is_torchvisions_with_layer4_on_layer3s_grid(form, last_layer):
 def test_vggs_original_form_is_torchvisions_without_the_last_pool():
     source = torchvision.models.vgg16(num_classes=K).eval()
     model = make("vgg16", "original").eval()
-    checkpoint.load_state_dict(model, source.state_dict(), "torchvision")
+    model.load_published(source.state_dict(), "torchvision")
     images = torch.randn(1, 3, 64, 64)
     source.features[30] = nn.Identity()
     with torch.no_grad():
@@ -244,7 +244,7 @@ def test_vit_is_timms(side):
     nn.init.normal_(source.head.weight)
     model = make("vit").eval()
     tensors = {n if n.startswith("head.") else f"features.{n}": t for n, t in source.state_dict().items()}
-    checkpoint.load_state_dict(model, tensors, "timm")
+    model.load_published(tensors, "timm")
     images = torch.randn(2, 3, side, side)
     with torch.no_grad():
         assert torch.equal(model(images).logits, source(images))
@@ -342,7 +342,7 @@ FAST = {  # what learns lr_classifier_ratio times as fast, of all that a dual ne
 @pytest.mark.parametrize("key", FAST, ids="-".join)
 def test_learning_rate_ratios_of_the_references(key):
     model = dualize(make(*key)).set_trainable(UNFREEZE["all"])
-    names = checkpoint.named_parameters(model)
+    names = model.published_parameters()
     groups = make_optimizer(model, lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=0).param_groups
     fast = {id(p) for group in groups if group["ratio"] == 10 for p in group["params"]}
     assert {n for n, p in names.items() if id(p) in fast} == {n for n in names if FAST[key](n)}
@@ -363,8 +363,8 @@ def test_fc2_of_resnet_alone_learns_at_the_plain_rate():
 def test_a_branch_loads_under_any_published_name(name, prefix):
     source, target = dualize(make("resnet50")), dualize(make("resnet50"))
     nn.init.normal_(source.sigmoid_head.weight)
-    tensors = {prefix + n.replace("fc2.", f"{name}."): t for n, t in checkpoint.state_dict(source).items()}
-    checkpoint.load_state_dict(target, tensors, "theirs")
+    tensors = {prefix + n.replace("fc2.", f"{name}."): t for n, t in source.published_state_dict().items()}
+    target.load_published(tensors, "theirs")
     assert torch.equal(target.sigmoid_head.weight, source.sigmoid_head.weight)
 
 
@@ -388,7 +388,7 @@ def test_ours_go_back_to_theirs_by_name(tmp_path, capsys):
             "optimizer": None,
             "stage": "b2",
             "class_names": ["a"],
-            "state_dict": checkpoint.state_dict(source),
+            "state_dict": source.published_state_dict(),
         },
     )
     assert export_checkpoint.main(["--module", str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")]) == 0
@@ -438,6 +438,19 @@ def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is
         assert torch.equal(conv.softmax_head.weight.flatten(1), theirs["fc.weight"])
 
 
+@pytest.mark.parametrize("name", ["resnet50", "resnet18"])  # torchvision's weights, timm's
+@pytest.mark.parametrize(("key", "prefix"), [("model", "module."), ("state_dict", "model."), (None, "_orig_mod.")])
+def test_pretrained_path_takes_files_of_other_projects(tmp_path, name, key, prefix):
+    source = torchvision.models.get_model(name) if name == "resnet50" else timm.create_model(name)
+    tensors = {prefix + n: t for n, t in source.state_dict().items()}
+    torch.save(tensors if key is None else {key: tensors}, tmp_path / "theirs.pt")
+    save_file(tensors, tmp_path / "theirs.safetensors")
+    for file in ("theirs.pt", "theirs.safetensors"):
+        model = make(name, pretrained=True, pretrained_path=str(tmp_path / file), classes=None)
+        assert torch.equal(model.softmax_head.weight, source.fc.weight)
+        assert not model.head_is_new
+
+
 def test_vgg_weights_reach_both_forms_and_both_grids(tmp_path):
     theirs, file = torchvision_file(tmp_path, "vgg16")
     (tmp_path / file).rename(tmp_path / "vgg16.pth")  # what wsolevaluation calls it
@@ -472,7 +485,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, capsys):
         make("resnet50", pretrained=True, pretrained_path=str(tmp_path / file))
     with pytest.raises(InputError, match="does not fit deit_tiny"):
         make("vit", pretrained=True, pretrained_path=str(tmp_path / file))
-    with pytest.raises(InputError, match=r"holds none of resnet50-\w{8}\.pth, resnet50\.pth; download https://"):
+    with pytest.raises(InputError, match=r"has none of resnet50-\w{8}\.pth, resnet50\.pth; download https://"):
         make("resnet50", pretrained=True, pretrained_path=str(tmp_path))
     with pytest.raises(InputError, match="no such file or folder"):
         make("vit", pretrained=True, pretrained_path="/nowhere")

@@ -11,7 +11,7 @@ from conftest import arguments
 import main as program
 from config import parse_args
 from wsol.cam import NORMALIZATIONS, to_scoremaps
-from wsol.cam.scoremap import sorted_value
+from wsol.cam.normalization import sorted_value
 from wsol.errors import InputError
 
 

@@ -94,7 +94,7 @@ def test_a_folder_that_is_no_run_is_not_resumed(shapes):
     torch.save(
         {"state_dict": content(shapes / "runs/real")["state_dict"]}, shapes / "runs/real/last_checkpoint.pth.tar"
     )
-    with pytest.raises(InputError, match="holds no training state"):
+    with pytest.raises(InputError, match="has no training state"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "real", "--resume"])
 
 
@@ -144,7 +144,7 @@ def test_a_network_that_answers_nan_is_refused_and_counts_as_wrong(shapes):
     saved = content(shapes / "runs/run")
     saved["state_dict"]["fc.weight"][0, 0] = float("nan")
     checkpoint.save(shapes / "runs/run/last_checkpoint.pth.tar", saved)
-    with pytest.raises(InputError, match="fc.weight holds NaN"):
+    with pytest.raises(InputError, match="fc.weight has NaN"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
     from wsol.evaluation.split import top_k_correct
 

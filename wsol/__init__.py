@@ -1,8 +1,8 @@
-"""Dual-CAM and its neighbours: build a network, give it a sigmoid branch, look at what it sees.
+"""Dual-CAM: build a network, give it a sigmoid branch, and compute class activation maps.
 
     from wsol import CamExtractor, build, dualize
 
-Everything is loaded when first used: `import wsol` alone imports neither torch nor timm.
+Names are loaded when first used: `import wsol` alone imports neither torch nor timm.
 """
 
 import lazy_loader

@@ -1,52 +1,65 @@
-"""Dual-CAM's branch: find the classification head, clone it, freeze the rest.
+"""Dual-CAM's sigmoid branch: find the classification head, clone it, freeze the rest.
 
     from wsol import dualize
     dual = dualize(torchvision.models.resnet50(weights="DEFAULT"))
     out = dual(images)                 # out.logits, out.sigmoid_logits: (B, K)
 
-Source: "Beyond Softmax: Dual-Branch Sigmoid Architecture for Accurate Class
-Activation Maps", BMVC 2025. The paper describes the sigmoid branch as a clone
-of the trained softmax head; that is what is done here.
+Source: "Beyond Softmax: Dual-Branch Sigmoid Architecture for Accurate Class Activation Maps", BMVC 2025. The paper
+describes the sigmoid branch as a clone of the trained softmax head; that is what is done here.
 """
 
 import copy
 
 from torch import nn
 
-from wsol.classifier import Classifier, find_head, linear_layers
-from wsol.errors import InputError, nearest
+from wsol.classifier import Classifier, find_head, linear_layers, module_name
+from wsol.errors import InputError
 
 
-def dualize(model: nn.Module, head: str | None = None, target_layer: str | None = None) -> Classifier:
+def dualize(
+    model: nn.Module, head: nn.Module | str | None = None, target_layer: nn.Module | str | None = None
+) -> Classifier:
     """Give a trained classifier the sigmoid branch of Dual-CAM.
 
-    The head is copied (both branches answer alike until the copy is trained) and
-    everything but the copy is frozen. The model itself is used, not copied.
+    The head is copied, so both branches give the same logits until the copy is trained. Everything but the copy is
+    frozen. The model itself is used, not copied.
 
     Args:
-        model: any classifier whose head is a Linear, a 1x1 conv or an MLP, of
-            timm, torchvision or your own; or a `Classifier` without a branch.
-        head: dotted name of the head; None: found, see `find_head`.
-        target_layer: dotted name of the layer that maps are made of.
+        model: any classifier of timm, torchvision, transformers or your own whose head is a Linear, a 1x1 conv or an
+            MLP, and whose output `wsol.classifier.logits_of` reads; or a `Classifier` without a branch.
+        head: the head, as a module of the model or by its dotted name; None: found, see `find_head`.
+        target_layer: the layer that maps are made of, given likewise; None: found by CamExtractor.
 
     Returns:
         A Classifier: `dual(images)` gives `.logits` and `.sigmoid_logits`.
 
     Raises:
-        InputError: no head was found, or there is no module of that name.
+        InputError: no head was found, or the model does not have the module that was named.
     """
-    facts = {}
+    network = model.network if isinstance(model, Classifier) else model
+    if target_layer is not None:
+        target_layer = module_name(network, target_layer, "target layer")
+    if head is not None:
+        head = module_name(network, head, "head")
     if isinstance(model, Classifier):
         if model.sigmoid_head is not None:
             raise InputError("this classifier has a sigmoid branch already")
-        facts = dict(pooled_layer=target_layer or model.pooled_layer_name, neck=model.neck_names, fast=model.fast)
-        model, head, target_layer = model.network, head or model.head_name, target_layer or model.target_layer_name
-    names = dict(model.named_modules())
-    head = head or find_head(model)
-    for what, name in (("head", head), ("target layer", target_layer)):
-        if name is not None and name not in names:
-            raise InputError(f"{type(model).__name__} has no module '{name}' to be its {what}" + nearest(name, names))
-    if not linear_layers(names[head]):
-        raise InputError(f"the head '{head}' of {type(model).__name__} holds no Linear and no 1x1 conv")
-    dual = Classifier(model, head, copy.deepcopy(names[head]), target_layer, **facts)
+        head, pooled_layer = head or model.head_name, target_layer or model.pooled_layer_name
+        target_layer, neck, fast = target_layer or model.target_layer_name, model.neck_names, model.fast
+        head_is_new = model.head_is_new
+    else:
+        head, pooled_layer, neck, fast, head_is_new = head or find_head(network), target_layer, (), None, False
+    softmax_head = network.get_submodule(head)
+    if not linear_layers(softmax_head):
+        raise InputError(f"the head '{head}' of {type(network).__name__} has no Linear and no 1x1 conv")
+    dual = Classifier(
+        network,
+        head,
+        copy.deepcopy(softmax_head),
+        target_layer,
+        pooled_layer=pooled_layer,
+        neck=neck,
+        fast=fast,
+        head_is_new=head_is_new,
+    )
     return dual.set_trainable(["sigmoid_head"])

@@ -15,7 +15,6 @@ from wsol.device import to_device
 from wsol.errors import InputError
 from wsol.log import progress
 from wsol.losses import Objective
-from wsol.run import checkpoint
 from wsol.run.history import History
 
 FEATURE_CACHE_BYTES = 2 * 1024**3
@@ -40,7 +39,7 @@ def make_optimizer(
 
     Each group keeps its `ratio`, so that a schedule can set its rate from the base rate.
     """
-    names = checkpoint.named_parameters(model)
+    names = model.published_parameters()
     if model.fast is None:
         fast = {p for head in model.heads().values() for p in head.parameters()}
     else:

@@ -1,17 +1,5 @@
-"""The networks: one file per family, one registry line per name; `named` finds all others in timm and torchvision."""
+"""The networks: one file per family, one line per name in `registry`; `named` adds those of timm and torchvision."""
 
-from wsol.backbones import efficientnet, inception, resnet, vgg, vit  # noqa: F401  (register their networks)
-from wsol.backbones.factory import build, get_architecture, new_classes
-from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS, Architecture, Wanted, register
+import lazy_loader
 
-__all__ = [
-    "ARCHITECTURES",
-    "FORMS",
-    "LAST_LAYERS",
-    "Architecture",
-    "Wanted",
-    "build",
-    "get_architecture",
-    "new_classes",
-    "register",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

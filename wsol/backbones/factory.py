@@ -1,21 +1,26 @@
-"""A network by its command-line name, registered here or known to timm or torchvision."""
+"""Build a network by its command-line name, whether it is in our table or in timm or torchvision."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from torch import nn
+from typing import TYPE_CHECKING
 
-from wsol.backbones.named import entry as named_entry
-from wsol.backbones.registry import ARCHITECTURES, IMAGENET_CLASSES, Architecture, Wanted
-from wsol.classifier import Classifier, linear_layers, randomize
+from wsol.backbones.registry import ARCHITECTURES, IMAGENET_CLASSES, Architecture, BuildOptions
+
+if TYPE_CHECKING:
+    from wsol.classifier import Classifier
 
 
 def get_architecture(name: str) -> Architecture:
-    """The entry of a registered name, or one made for a classifier of timm or torchvision.
+    """The entry of a name in ARCHITECTURES, or one made for a classifier of timm or torchvision.
 
     Raises:
-        InputError: unknown name; the message has the nearest known one.
+        InputError: unknown name; the message suggests the nearest known one.
     """
-    return ARCHITECTURES[name] if name in ARCHITECTURES else named_entry(name)
+    if name in ARCHITECTURES:
+        return ARCHITECTURES[name]
+    from wsol.backbones.named import find_architecture  # imports timm and torchvision, which takes seconds
+
+    return find_architecture(name)
 
 
 def build(
@@ -32,36 +37,28 @@ def build(
     """Build a network by its command-line name, without a sigmoid branch.
 
     Args:
-        architecture: a name in ARCHITECTURES, in timm or in torchvision.
-        num_classes: None: the ImageNet classes; a number replaces the head's last
-            layer with a new one, weights N(0, 0.01) and zero bias as in wsolevaluation.
+        architecture: a name in ARCHITECTURES, timm (`hf-hub:` names included) or torchvision.
+        num_classes: None keeps the ImageNet head; a number replaces its last layer with a new one, weights
+            N(0, 0.01) and zero bias as in wsolevaluation.
         pretrained: load ImageNet weights, from `pretrained_path` if given.
-        large_feature_map: half the stride of the last stage, maps of twice the side.
-        classifier_form, last_layer, image_size: see Wanted.
+        large_feature_map: maps with twice the side length (halves the stride of the last stage).
+        classifier_form, last_layer, image_size: see BuildOptions.
 
     Raises:
-        InputError: unknown name, or the network does not come as asked for.
+        InputError: unknown name, weights that cannot be loaded, or a network that does not support the options.
     """
     entry = get_architecture(architecture)
-    wanted = Wanted(classifier_form, large_feature_map, last_layer, pretrained, pretrained_path, image_size)
-    if pretrained_path and not pretrained:
-        wanted = replace(wanted, pretrained_path=None)
-    model = entry.builder(wanted)
+    model = entry(
+        BuildOptions(
+            form=classifier_form,
+            large_feature_map=large_feature_map,
+            last_layer=last_layer,
+            pretrained=pretrained,
+            pretrained_path=pretrained_path if pretrained else None,
+            image_size=image_size,
+        )
+    )
     model.fast = entry.fast
     if num_classes is not None or model.num_classes != IMAGENET_CLASSES:
-        new_classes(model, num_classes or IMAGENET_CLASSES)
+        model.reset_head(num_classes or IMAGENET_CLASSES)
     return model
-
-
-def new_classes(model: Classifier, num_classes: int) -> None:
-    """Put a fresh layer for `num_classes` where the head's last linear layer is."""
-    old = linear_layers(model.softmax_head)[-1]
-    if isinstance(old, nn.Linear):
-        fresh = nn.Linear(old.in_features, num_classes)
-    else:
-        fresh = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
-    randomize(fresh)
-    name = next(name for name, module in model.network.named_modules() if module is old)
-    parent, _, attribute = name.rpartition(".")
-    setattr(model.network.get_submodule(parent), attribute, fresh)
-    model.head_is_new = True

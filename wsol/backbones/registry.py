@@ -1,20 +1,23 @@
-r"""ARCHITECTURES: everything the program must know about a network, under its command-line name.
+r"""ARCHITECTURES: the networks by their command-line names, and what is true of each.
 
-    @register("vgg16", forms={"cam": "fc", "original": "classifier"}, fast=r"(?!features\.)")
-    def vgg16(wanted: Wanted) -> Classifier: ...
+A network is a builder, a function from `BuildOptions` to a `Classifier` in a file of its family, and one line here.
+The table can be read without importing torch: builders are imported when first called.
 
-Names that no family registers are looked up in timm, then in torchvision
-(wsol/backbones/named.py); wsol/backbones/factory.py builds either kind.
+Names that are not in the table are looked up in timm, then in torchvision (wsol/backbones/named.py). `get_architecture`
+and `build` in wsol/backbones/factory.py handle both kinds.
 """
 
+from __future__ import annotations
+
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from wsol.classifier import Classifier
 
-from wsol.classifier import Classifier
-from wsol.errors import InputError
+    Builder = Callable[["BuildOptions"], Classifier]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -24,14 +27,16 @@ LAST_LAYERS = ("fc", "conv")
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked of a builder.
+class BuildOptions:
+    """What a builder is asked to build.
 
-    form: one of FORMS. large_feature_map: maps of twice the side. last_layer: of
-    LAST_LAYERS, "conv" puts a 1x1 conv before global average pooling instead of a
-    Linear behind it. pretrained: ImageNet weights, from pretrained_path (a file or
-    a folder) where one is given. image_size: side of the images, for networks
-    that are made for one size.
+    Attributes:
+        form: one of FORMS: "cam" ends in global average pooling and one linear layer, "original" as published.
+        large_feature_map: maps with twice the side length.
+        last_layer: one of LAST_LAYERS; "conv" is a 1x1 conv before global average pooling instead of a Linear after it.
+        pretrained: load ImageNet weights.
+        pretrained_path: file or folder to load them from; None: the libraries' caches, or a download.
+        image_size: side length of the images, for networks that are built for one size.
     """
 
     form: str = "cam"
@@ -44,70 +49,69 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Architecture:
-    """A network's entry.
+    """A network's entry; calling it builds the network.
 
-    builder(wanted) returns it with a head of 1000 classes and says with
-    `head_is_new` whether that came with weights. forms: the name of the head in
-    each form; two equal names are one network. fast: pattern of the published
-    parameter names that learn lr_classifier_ratio times as fast; None: the heads.
-    mean and std are those of its weights, of RGB values in [0, 1].
+    Args:
+        name: as on the command line.
+        builder: the function, or "module:function". It returns the network with a head of 1000 classes.
+        forms: the name of the head in each form. If the two are equal, both forms are the same network.
+        fast: regular expression for the published names of the parameters that learn lr_classifier_ratio times as
+            fast; None: the parameters of the heads.
+        mean, std: normalisation that its weights expect, for RGB values in [0, 1].
     """
 
     name: str
-    builder: Callable[[Wanted], Classifier]
+    builder: str | Builder
     forms: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(FORMS, ""))
     fast: str | None = None
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+
+    def __call__(self, options: BuildOptions) -> Classifier:
+        """Build the network; InputError if it does not support the options."""
+        builder = pkgutil.resolve_name(self.builder) if isinstance(self.builder, str) else self.builder
+        return builder(options)
 
     @property
     def has_two_forms(self) -> bool:
+        """Whether the two forms are different networks."""
         return len(set(self.forms.values())) > 1
 
     def form_of(self, names: Iterable[str]) -> str | None:
-        """The form whose head is among the tensor names of a checkpoint; None where that does not tell."""
-        heads = {name.removeprefix("module.").split(".")[0] for name in names}
+        """The form whose head is among the (unwrapped) tensor names of a checkpoint; None if they do not tell."""
         if not self.has_two_forms:
             return None
-        # A 1x1 conv stands where the cam form's fc would.
-        found = [form for form, head in self.forms.items() if head in heads or (head == "fc" and "conv" in heads)]
-        return found[0] if len(found) == 1 else None
+        modules = {name.split(".")[0] for name in names}
+        # With last_layer "conv", a 1x1 conv takes the place of fc.
+        forms = [form for form, head in self.forms.items() if head in modules or (head == "fc" and "conv" in modules)]
+        return forms[0] if len(forms) == 1 else None
 
 
-ARCHITECTURES: dict[str, Architecture] = {}
+ARCHITECTURES: dict[str, Architecture] = {
+    architecture.name: architecture
+    for architecture in (
+        Architecture("efficientnet_lite0", "wsol.backbones.efficientnet:efficientnet_lite0"),
+        Architecture(
+            "inception_v3",
+            "wsol.backbones.inception:inception_v3",
+            forms={"cam": "SPG_A4", "original": "fc"},
+            fast=r"(?!Conv2d_|Mixed_)",
+        ),
+        # The references train layer4 and fc, but not fc2, at the higher rate.
+        Architecture("resnet50", "wsol.backbones.resnet:resnet50", fast=r"(layer4|fc|conv)\."),
+        Architecture(
+            "vgg16", "wsol.backbones.vgg:vgg16", forms={"cam": "fc", "original": "classifier"}, fast=r"(?!features\.)"
+        ),
+        Architecture("vit", "wsol.backbones.vit:vit", fast=r"(?!features\.(blocks|patch_embed|norm)\.)"),
+    )
+}
 
 
-def register(name: str, **facts) -> Callable:
-    """Decorator that enters a builder into ARCHITECTURES."""
+def register(name: str, **properties: Any) -> Callable[[Builder], Builder]:
+    """Enter a builder of your own into ARCHITECTURES: `@register("mine")` above the function."""
 
-    def enter(builder):
-        ARCHITECTURES[name] = Architecture(name, builder, **facts)
+    def enter(builder: Builder) -> Builder:
+        ARCHITECTURES[name] = Architecture(name, builder, **properties)
         return builder
 
     return enter
-
-
-def pooled_head(
-    channels: int, last_layer: str, before: Iterable[tuple[str, nn.Module]] = ()
-) -> list[tuple[str, nn.Module]]:
-    """The layers from (B, C, h, w) to logits: pool and a Linear `fc`, or a 1x1 `conv` and pool (the same function).
-
-    `before`: layers in front of the last one, such as dropout.
-    """
-    pool = [("avgpool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten())]
-    if last_layer == "conv":
-        return [*before, ("conv", nn.Conv2d(channels, IMAGENET_CLASSES, kernel_size=1)), *pool]
-    return [*pool, *before, ("fc", nn.Linear(channels, IMAGENET_CLASSES))]
-
-
-def take_over(head: nn.Module, source: nn.Linear) -> None:
-    """Copy a Linear's weights to a Linear or 1x1 conv of the same classes."""
-    with torch.no_grad():
-        head.weight.copy_(source.weight.view_as(head.weight))
-        head.bias.copy_(source.bias)
-
-
-def refuse_conv(wanted: Wanted, what: str) -> None:
-    """InputError where a network has no place for --last_layer conv."""
-    if wanted.last_layer == "conv":
-        raise InputError(f"--last_layer conv: {what}; leave it out")

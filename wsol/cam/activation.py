@@ -1,4 +1,4 @@
-"""Methods that need the activations A and perhaps the head's weights, but no gradient."""
+"""Methods that read the activations A, and perhaps the head's weights, but no gradient."""
 
 import torch
 from torch import Tensor
@@ -26,42 +26,42 @@ def kpcacam(view: HeadView) -> Tensor:
         - kernel.mean(dim=2, keepdim=True)
         + kernel.mean(dim=(1, 2), keepdim=True)
     )
-    return _as_map(_leading(kernel), view.activations)
+    return _as_map(_leading_eigenvector(kernel), view.activations)
 
 
 def fem(view: HeadView) -> Tensor:
-    """w_c = share of the places where A_c is above its mean + 2 sigma (Fuad et al., IPTA 2020)."""
+    """w_c = share of places where A_c exceeds its mean + 2 sigma (Fuad et al., IPTA 2020)."""
     a = view.activations
     sigma, mean = torch.std_mean(a, dim=(2, 3), correction=0, keepdim=True)
     return (a > mean + 2 * sigma).to(a.dtype).mean(dim=(2, 3))
 
 
 def principal_component(maps: Tensor) -> Tensor:
-    """Projection of each place's channels on their first principal component: (B, C, h, w) → (B, h, w).
+    """Projection of each place's channels onto their first principal component: (B, C, h, w) → (B, h, w).
 
-    Channels are centred over the places. A component has no sign of its own: it
-    gets the one that makes it rise with the sum over the channels.
+    Channels are centred over the places. The sign of a principal component is arbitrary; here it is the one that
+    correlates positively with the sum over the channels.
     """
     pixels = _centred_pixels(maps)  # (B, P, C)
     if pixels.shape[1] <= pixels.shape[2]:
-        component = _leading(pixels @ pixels.mT)
+        component = _leading_eigenvector(pixels @ pixels.mT)
     else:
-        direction = _leading(pixels.mT @ pixels)  # (B, C), up to its length
+        direction = _leading_eigenvector(pixels.mT @ pixels)  # (B, C), up to scale
         length = torch.linalg.vector_norm(direction, dim=1, keepdim=True)
         component = (pixels @ (direction / length.where(length > 0, 1))[:, :, None])[:, :, 0]
     return _as_map(component, maps)
 
 
 def _centred_pixels(maps: Tensor) -> Tensor:
-    """(B, C, h, w) → (B, h w, C) in float64, for products of it lose half the digits."""
+    """(B, C, h, w) → (B, h w, C), in float64 because products of it lose half the digits."""
     pixels = maps.double().flatten(2).mT
     return pixels - pixels.mean(dim=1, keepdim=True)
 
 
-def _leading(matrix: Tensor) -> Tensor:
-    """The leading eigenvector of each symmetric matrix (B, n, n), as long as its eigenvalue's root: (B, n).
+def _leading_eigenvector(matrix: Tensor) -> Tensor:
+    """The leading eigenvector of each symmetric matrix (B, n, n), times the square root of its eigenvalue: (B, n).
 
-    NaN where the matrix is not finite.
+    NaN if the matrix is not finite.
     """
     broken = ~torch.isfinite(matrix).all(dim=2).all(dim=1)
     values, vectors = torch.linalg.eigh(matrix.masked_fill(broken[:, None, None], 0))
@@ -70,7 +70,7 @@ def _leading(matrix: Tensor) -> Tensor:
 
 
 def _as_map(component: Tensor, maps: Tensor) -> Tensor:
-    """A component (B, h w) over the places of the maps (B, C, h, w), with its sign."""
+    """A component (B, h w) as a map (B, h, w), with its sign chosen; maps: (B, C, h, w)."""
     total = maps.sum(dim=1).flatten(1).double()
     total = total - total.mean(dim=1, keepdim=True)
     falls = (component * total).sum(dim=1, keepdim=True) < 0

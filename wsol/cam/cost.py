@@ -1,4 +1,4 @@
-"""What the parts of a computation cost: seconds and peak memory, on CUDA and on the CPU."""
+"""The cost of parts of a computation: seconds and peak memory, on CUDA and on the CPU."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,12 @@ import torch
 
 @dataclass
 class Cost:
-    """seconds: in all. memory: bytes, the most that was taken at a time beyond what was held before."""
+    """The cost of one part.
+
+    Attributes:
+        seconds: total time.
+        memory: bytes; the largest growth of memory use during any one measurement.
+    """
 
     seconds: float = 0.0
     memory: int = 0
@@ -22,12 +27,11 @@ class Meter:
         with meter.measure("gradcam", device):
             ...
 
-    On CUDA memory is that of PyTorch's allocator. On the CPU it is the growth of
-    the process's peak resident set (Linux; zero elsewhere): memory that the
-    process held already and uses again does not count.
+    On CUDA, memory is that of PyTorch's allocator. On the CPU it is the growth of the process's peak resident set
+    (Linux; zero on other systems); memory that the process had already and uses again does not count.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.costs: dict[str, Cost] = {}
 
     def summary(self) -> dict[str, dict[str, float]]:
@@ -39,6 +43,7 @@ class Meter:
 
     @contextmanager
     def measure(self, name: str, device: torch.device) -> Iterator[None]:
+        """Add the cost of the block to the part `name`."""
         before = _reset_peak(device)
         start = time.perf_counter()
         yield
@@ -50,13 +55,13 @@ class Meter:
 
 
 def _reset_peak(device: torch.device) -> int:
-    """Forget the peak so far; bytes held now."""
+    """Reset the peak; returns the bytes in use now."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         return torch.cuda.memory_allocated(device)
     with suppress(OSError), open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # proc(5): the peak resident set size starts again at the present one
+        file.write("5")  # proc(5): resets the peak resident set size to the current one
     return _peak(device)
 
 

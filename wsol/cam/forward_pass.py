@@ -1,4 +1,4 @@
-"""What a method's formula may look at: one forward pass of a batch (`ForwardPass`), as each head sees it (`HeadView`)."""
+"""What a method's formula reads: a batch's forward pass (`ForwardPass`), and one head's view of it (`HeadView`)."""
 
 from collections.abc import Callable, Mapping
 from functools import cached_property
@@ -13,16 +13,18 @@ from wsol.layout import Layout
 
 
 class ForwardPass:
-    """One forward pass of a batch, as far as one layer is concerned: what both heads' views share.
+    """One forward pass of a batch and the output of one layer in it; both heads' views share it.
 
     Attributes:
-        model: the network; images: (B, 3, H, W), as it got them.
-        layer: the module that A comes from; leaf: its output, in its own layout, from which autograd records.
+        model: the network.
+        images: (B, 3, H, W), its input.
+        layer: the module that A comes from.
+        leaf: the layer's output, in its own layout, from which autograd records.
         layout: where the places and channels of `leaf` are, see wsol/layout.py.
         activations: (B, C, h, w), A.
-        logits: {"softmax": (B, K), "sigmoid": (B, K)}, of the heads that there are, depending on `leaf`.
-        class_ids: (B,), the class k each map explains.
-        perturb_batch: perturbed inputs in one forward pass.
+        logits: {"softmax": (B, K)} and, if there is a branch, {"sigmoid": (B, K)}; they depend on `leaf`.
+        class_ids: (B,), the class k that each map explains.
+        perturb_batch: number of perturbed inputs in one forward pass.
         options: hyperparameters of the methods, see wsol/cam/registry.py; those not given have their defaults.
     """
 
@@ -40,7 +42,7 @@ class ForwardPass:
         options: Mapping[str, float] | None = None,
     ):
         self.model, self.images, self.layer, self.leaf, self.layout = model, images, layer, leaf, layout
-        self.logits, self.class_ids = by_head(output), class_ids
+        self.logits, self.class_ids = logits_by_head(output), class_ids
         self.perturb_batch = perturb_batch
         self.options = {name: option.default for name, option in cam_options().items()} | dict(options or {})
         self.activations = self.to_maps(leaf.detach())
@@ -52,26 +54,28 @@ class ForwardPass:
         return maps if maps.dtype == torch.float64 else maps.float()
 
     def once(self, compute: Callable[["ForwardPass"], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """compute(self), a tensor a head; asked for by the other head, it is there already."""
+        """compute(self), one tensor per head, computed only once for both heads."""
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]
 
 
-def by_head(output: Output) -> dict[str, Tensor]:
-    """Logits of the heads that there are, by name."""
+def logits_by_head(output: Output) -> dict[str, Tensor]:
+    """Logits by the name of their head."""
     return {"softmax": output.logits} | ({} if output.sigmoid_logits is None else {"sigmoid": output.sigmoid_logits})
 
 
 class HeadView:
-    """What a formula may look at: activations, and one head's reading of them.
+    """What a formula reads: the activations, and one head's logits for them.
 
     Attributes:
-        shared: the ForwardPass, which other heads' views share.
+        shared: the ForwardPass, which the other head's view shares.
         activations: (B, C, h, w), A at the target layer.
-        class_ids: (B,), the class k each map explains.
-        logits: (B, K) of the head. scores: (B,), its logit s_k.
-        gradients: (B, C, h, w), g = d s_k / d A, taken when first asked for.
+        class_ids: (B,), the class k that each map explains.
+        options: hyperparameters by name.
+        logits: (B, K) of the head.
+        scores: (B,), its logit s_k.
+        gradients: (B, C, h, w), g = d s_k / d A, computed when first read.
         class_weights: (B, C), the row W[k] of a linear head.
     """
 
@@ -84,11 +88,12 @@ class HeadView:
 
     @cached_property
     def gradients(self) -> Tensor:
+        """g = d s_k / d A: (B, C, h, w)."""
         return self.gradients_of(self.scores)
 
     def gradients_of(self, scores: Tensor) -> Tensor:
         """d scores / d A: (B,) → (B, C, h, w)."""
-        # Images do not mix after the target layer, so the sum's gradient is each image's own.
+        # Images do not interact after the target layer, so the sum's gradient is that of each image.
         return self.shared.to_maps(torch.autograd.grad(scores.sum(), self.shared.leaf, retain_graph=True)[0])
 
     def hessian_product(self) -> Tensor:
@@ -102,6 +107,7 @@ class HeadView:
 
     @cached_property
     def class_weights(self) -> Tensor:
+        """The rows W[k] of the head, (B, C); InputError if it is not one linear layer over the channels of A."""
         weight = getattr(self._module, "weight", None)
         channels = self.activations.shape[1]
         if weight is None or weight.ndim not in (2, 4) or weight.shape[1] != channels:

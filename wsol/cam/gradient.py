@@ -1,4 +1,4 @@
-"""Methods that weight activations A by gradients g = d s_k / d A (protocol of each: its paper's equation)."""
+"""Methods that weight activations A by gradients g = d s_k / d A; each cites the equation of its paper."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from wsol.cam.activation import principal_component
 from wsol.cam.forward_pass import HeadView
 
-NEAREST = 3  # classes that finercam compares with
+NEAREST_CLASSES = 3  # that finercam compares with
 
 
 def gradcam(view: HeadView) -> Tensor:
@@ -17,7 +17,7 @@ def gradcam(view: HeadView) -> Tensor:
 def gradcam_plus_plus(view: HeadView) -> Tensor:
     """w_c = sum_ij alpha relu(g), alpha = g^2 / (2 g^2 + g^3 sum_ij A) (Chattopadhay et al., WACV 2018, eq. 19).
 
-    1e-6 keeps the denominator from zero; alpha is 0 where g is.
+    1e-6 in the denominator; alpha is 0 where g is 0.
     """
     g = view.gradients
     total = view.activations.sum(dim=(2, 3), keepdim=True)
@@ -33,7 +33,7 @@ def xgradcam(view: HeadView) -> Tensor:
 
 
 def layercam(view: HeadView) -> Tensor:
-    """sum_c relu(g) A: a weight for each place, not each channel (Jiang et al., TIP 2021, eq. 5)."""
+    """sum_c relu(g) A: one weight per place and channel (Jiang et al., TIP 2021, eq. 5)."""
     return (view.gradients.relu() * view.activations).sum(dim=1)
 
 
@@ -43,12 +43,12 @@ def hirescam(view: HeadView) -> Tensor:
 
 
 def gradcam_elementwise(view: HeadView) -> Tensor:
-    """sum_c relu(g A): HiResCAM without what speaks against the class (grad-cam's GradCAMElementWise)."""
+    """sum_c relu(g A): HiResCAM without evidence against the class (grad-cam's GradCAMElementWise)."""
     return (view.gradients * view.activations).relu().sum(dim=1)
 
 
 def eigengradcam(view: HeadView) -> Tensor:
-    """First principal component of g A (grad-cam's EigenGradCAM), signed to rise with HiResCAM's map."""
+    """First principal component of g A (grad-cam's EigenGradCAM), with the sign that correlates with HiResCAM's map."""
     return principal_component(view.gradients * view.activations)
 
 
@@ -58,16 +58,15 @@ def shapleycam(view: HeadView) -> Tensor:
 
 
 def finercam(view: HeadView) -> Tensor:
-    """gradcam of s_k - alpha m, m the mean of the nearest classes' scores, weighted by their probabilities.
+    """gradcam of s_k - alpha m; m: mean of the nearest classes' scores, weighted by their probabilities.
 
-    Nearest are the three classes whose scores differ least from s_k; the gradient
-    goes through the weights, too (Zhang et al., CVPR 2025, arXiv 2501.11309, eq. 4).
-    Normalising over the three alone is what their probabilities over their sum
-    come to, without the underflow of a sure network.
+    The nearest are the three classes whose scores differ least from s_k; the gradient also goes through the weights
+    (Zhang et al., CVPR 2025, arXiv 2501.11309, eq. 4). A softmax over these three equals their probabilities divided by
+    the sum of these, and does not underflow if the network is certain.
     """
-    others = view.logits.scatter(1, view.class_ids[:, None], torch.nan)  # NaN sorts behind everything
+    others = view.logits.scatter(1, view.class_ids[:, None], torch.nan)  # NaN sorts last
     distance = (others - view.scores[:, None]).abs().detach()
-    count = min(NEAREST, others.shape[1] - 1)
+    count = min(NEAREST_CLASSES, others.shape[1] - 1)
     if count == 0:
         return view.gradients.mean(dim=(2, 3))
     near = view.logits.gather(1, distance.argsort(dim=1)[:, :count])

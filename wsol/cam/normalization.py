@@ -1,6 +1,6 @@
 """How a resized map is brought to [0, 1]: NORMALIZATIONS by their command-line names.
 
-Surveyed by Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021.
+Compared by Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021.
 """
 
 from __future__ import annotations
@@ -21,51 +21,50 @@ def minmax(maps: Tensor) -> Tensor:
 
 
 def max_norm(maps: Tensor) -> Tensor:
-    """s / max s, negatives cut; a map without a positive value becomes NaN."""
+    """s / max s, negatives set to 0; a map without a positive value becomes NaN."""
     return _over(maps, maps.amax(dim=(1, 2), keepdim=True))
 
 
 def pas(maps: Tensor, quantile: float = 0.9) -> Tensor:
-    """s - min s, divided by its own quantile: what lies above that is 1 (PaS, Bae et al., ECCV 2020).
+    """s - min s, divided by its own quantile; values above that become 1 (PaS, Bae et al., ECCV 2020).
 
-    Of a map whose quantile is its minimum (nine tenths of it are flat) nothing is left to divide by: NaN.
+    A map whose quantile is its minimum (nine tenths of it are constant) becomes NaN.
     """
     maps = maps - maps.amin(dim=(1, 2), keepdim=True)
     return _over(maps, sorted_value(maps, quantile))
 
 
 def ivr(maps: Tensor, quantile: float = 0.45) -> Tensor:
-    """s minus its quantile, negatives cut, divided by the maximum (IVR, Kim et al., ICCV 2021)."""
+    """s minus its quantile, negatives set to 0, divided by the maximum (IVR, Kim et al., ICCV 2021)."""
     maps = maps - sorted_value(maps, quantile)
     return _over(maps, maps.amax(dim=(1, 2), keepdim=True))
 
 
 def _over(maps: Tensor, scale: Tensor) -> Tensor:
-    """maps / scale, cut at 0 and 1; NaN where the scale (B, 1, 1) is not positive."""
+    """maps / scale, clamped to [0, 1]; NaN if the scale (B, 1, 1) is not positive."""
     return (maps / scale).clamp(0, 1).where(scale > 0, math.nan)
 
 
 def sorted_value(maps: Tensor, quantile: float) -> Tensor:
-    """Of a map's n sorted values that at place floor(quantile n), counted from 0 and at most n - 1: (B, 1, 1)."""
+    """The value at index min(floor(quantile n), n - 1) of each map's n sorted values: (B, 1, 1)."""
     values = maps.flatten(1)
-    place = min(math.floor(quantile * values.shape[1]), values.shape[1] - 1)
-    return values.kthvalue(place + 1, dim=1).values[:, None, None]
+    index = min(math.floor(quantile * values.shape[1]), values.shape[1] - 1)
+    return values.kthvalue(index + 1, dim=1).values[:, None, None]
 
 
 class Normalization(NamedTuple):
-    """How a resized map is brought to [0, 1]. quantile: its default where it takes one, else None."""
+    """A normalisation and the default of its quantile, which is None if it takes none."""
 
     function: Callable[..., Tensor]
     quantile: float | None = None
 
     def __call__(self, maps: Tensor, quantile: float | None = None) -> Tensor:
-        """(B, H, W) → (B, H, W) in [0, 1]; a map that cannot be normalised is NaN somewhere."""
+        """(B, H, W) → (B, H, W) in [0, 1]; a map that cannot be normalised has NaN."""
         if self.quantile is None:
             return self.function(maps)
         return self.function(maps, self.quantile if quantile is None else quantile)
 
 
-# --normalization. Surveyed by Kim et al., "Normalization Matters in Weakly Supervised Object Localization", ICCV 2021.
 NORMALIZATIONS: dict[str, Normalization] = {
     "minmax": Normalization(minmax),
     "max": Normalization(max_norm),

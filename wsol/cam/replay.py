@@ -1,12 +1,13 @@
 """Run a network again from one of its layers on, with other activations there.
 
-Whatever was finished before the layer hands on what it handed on before, without
-computing it; so the part of the network behind the layer, which need not be a
-module of its own, is all that runs.
+Modules that finish before the layer return what they returned in the first run, without computing it. So only the part
+of the network after the layer is computed, which need not be a module of its own.
 """
 
-from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +19,17 @@ from wsol.errors import InputError
 
 
 class Replay:
-    """One image of a pass after the other, again from the pass's layer on.
+    """Reruns a forward pass from its layer on, one image at a time.
 
         with Replay(shared) as replay:
-            output = replay(activations, b)     # (n, ...) in the layer's own layout, in place of image b's
+            output = replay(activations, b)     # (n, ...) in the layer's own layout, in place of those of image b
 
-    On entering, the network runs once more, to note what precedes the layer. Networks on which leaving that out would
-    change the logits (something between modules works in place, say) run as a whole instead, with the layer's output
-    replaced.
+    On entering, the network runs once more, to record the outputs of earlier modules. If skipping those modules changes
+    the logits (because something between modules works in place, say), the network runs as a whole instead, with the
+    layer's output replaced.
+
+    Attributes:
+        skips_earlier_modules: whether modules that finish before the layer are skipped.
 
     Raises:
         InputError: even then the logits are not those of the pass.
@@ -33,14 +37,14 @@ class Replay:
 
     def __init__(self, shared: ForwardPass):
         self.shared = shared
-        self._before: dict[nn.Module, list] = {}
-        self._skips = True
+        self.skips_earlier_modules = True
+        self._earlier_outputs: dict[nn.Module, list[Any]] = {}  # module → its outputs, call by call
 
     def __enter__(self) -> "Replay":
-        self._note()
-        if not self._reproduces():
-            self._skips = False
-            if not self._reproduces():
+        self._record_earlier_outputs()
+        if not self._reproduces_logits():
+            self.skips_earlier_modules = False
+            if not self._reproduces_logits():
                 raise InputError(
                     f"replacing the output of the target layer {type(self.shared.layer).__name__} does not "
                     f"reproduce the logits of {type(self.shared.model.network).__name__}, so ablationcam "
@@ -48,58 +52,62 @@ class Replay:
                 )
         return self
 
-    def __exit__(self, *_exception) -> None:
-        self._before.clear()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._earlier_outputs.clear()
 
     @torch.no_grad()
     def __call__(self, activations: Tensor, image: int) -> Output:
         """Logits (n, K) for n other activations of one image."""
-        images = self.shared.images[image : image + 1].expand(len(activations), -1, -1, -1)
+        count = len(activations)
+        images = self.shared.images[image : image + 1].expand(count, -1, -1, -1)
         with ExitStack() as stack:
-            if self._skips:
-                for module, outputs in self._before.items():
-                    stack.enter_context(_answering(module, [self._of(x, image, len(images)) for x in outputs]))
-            stack.enter_context(_giving(self.shared.layer, activations))
+            if self.skips_earlier_modules:
+                for module, outputs in self._earlier_outputs.items():
+                    stack.enter_context(_returning(module, [self._expand_image(x, image, count) for x in outputs]))
+            stack.enter_context(_with_forward(self.shared.layer, lambda *_inputs, **_more: activations))
             return self.shared.model(images)
 
     @torch.no_grad()
-    def _note(self) -> None:
-        """Note the outputs of the modules that are finished before the layer is, each without its parts'."""
-        finished = []
+    def _record_earlier_outputs(self) -> None:
+        """Record the outputs of modules that finish before the layer; those of their submodules are not needed."""
+        layer_is_reached = False
 
-        def note(module, _inputs, output):
-            if not finished:
-                for part in module.modules():
-                    if part is not module:
-                        self._before.pop(part, None)
-                self._before.setdefault(module, []).append(output)
-                if module is self.shared.layer:
-                    finished.append(module)
-                    del self._before[module]
+        def record(module: nn.Module, _inputs: tuple, output: Any) -> None:
+            nonlocal layer_is_reached
+            if layer_is_reached:
+                return
+            for part in module.modules():
+                if part is not module:
+                    self._earlier_outputs.pop(part, None)
+            if module is self.shared.layer:
+                layer_is_reached = True
+                self._earlier_outputs.pop(module, None)
+            else:
+                self._earlier_outputs.setdefault(module, []).append(output)
 
-        handles = [module.register_forward_hook(note) for module in self.shared.model.network.modules()]
-        try:
+        with ExitStack() as hooks:
+            for module in self.shared.model.network.modules():
+                hooks.callback(module.register_forward_hook(record).remove)
             self.shared.model(self.shared.images)
-        finally:
-            for handle in handles:
-                handle.remove()
 
-    def _of(self, output, image: int, count: int):
-        """One image's share of a module's output for the batch, `count` times, without a copy."""
+    def _expand_image(self, output: Any, image: int, count: int) -> Any:
+        """A module's output for the batch → its output for `count` copies of one image, without copying memory."""
 
-        def share(x):
+        def expand(x: Any) -> Any:
             if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != len(self.shared.images):
                 return x
             return x[image : image + 1].expand(count, *x.shape[1:])
 
-        return tree_map(share, output)
+        return tree_map(expand, output)
 
-    def _reproduces(self) -> bool:
-        """Do unchanged activations, twice those of the first image, give its logits?"""
+    def _reproduces_logits(self) -> bool:
+        """Whether the unchanged activations of the first image, twice in a batch, give its logits."""
         leaf = self.shared.leaf.detach()
         try:
             output = self(leaf[:1].expand(2, *leaf.shape[1:]).clone(), 0)
-        except (RuntimeError, AssertionError, TypeError):  # a tensor that is shared by images is in the way
+        except (RuntimeError, AssertionError, TypeError):  # a recorded tensor that belongs to no single image, say
             return False
         expected = self.shared.logits["softmax"][:1].detach()
         tolerance = 1e-9 if expected.dtype == torch.float64 else 1e-4 if expected.dtype == torch.float32 else 1e-2
@@ -108,26 +116,21 @@ class Replay:
         return bool((close | ~torch.isfinite(expected)).all())
 
 
-def _answering(module: nn.Module, outputs: list):
-    """A module that hands on these outputs, call by call, instead of computing; then it is itself again."""
-    left, real = list(outputs), module.forward
-    return _replaced(module, lambda *inputs, **more: left.pop(0) if left else real(*inputs, **more))
-
-
-def _giving(layer: nn.Module, activations: Tensor):
-    """A layer whose output is replaced."""
-    return _replaced(layer, lambda *_inputs, **_more: activations)
+def _returning(module: nn.Module, outputs: Sequence[Any]) -> AbstractContextManager[None]:
+    """Let a module return these outputs, call by call, instead of computing; after the last one it computes again."""
+    remaining, compute = list(outputs), module.forward
+    return _with_forward(module, lambda *inputs, **more: remaining.pop(0) if remaining else compute(*inputs, **more))
 
 
 @contextmanager
-def _replaced(module: nn.Module, forward: Callable):
-    """A module with another forward inside the block."""
-    own = vars(module).get("forward")  # most have their class's
-    module.forward = forward
+def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a module's forward inside the block."""
+    own = vars(module).get("forward")  # most modules have only that of their class
+    module.forward = forward  # type: ignore[method-assign]
     try:
         yield
     finally:
         if own is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = own  # type: ignore[method-assign]

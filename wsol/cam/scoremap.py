@@ -21,38 +21,48 @@ def to_scoremaps(
     *,
     interpolation: str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Raw maps (B, h, w) of a method → score maps (B, H, W) float32 in [0, 1] of `size` (H, W).
+    """Raw maps (B, h, w) of a method → score maps (B, H, W), float32 in [0, 1].
 
-    cam: cubic resize, then normalisation. Others: negatives cut, bilinear resize,
-    normalisation. Interpolation is that of OpenCV's INTER_CUBIC and INTER_LINEAR
-    (torch's with align_corners=False); `interpolation` overrules the method's. normalization: one of NORMALIZATIONS;
-    quantile: that of pas and ivr, None for their own.
+    cam: bicubic resizing, then normalisation. Others: negatives set to 0, bilinear resizing, normalisation.
+    Interpolation is that of OpenCV's INTER_CUBIC and INTER_LINEAR (torch's with align_corners=False).
+
+    Args:
+        raw: maps of a CamExtractor.
+        method: name in CAM_METHODS.
+        size: (H, W).
+        normalization: one of NORMALIZATIONS.
+        quantile: that of pas and ivr; None: their defaults.
+        interpolation: "bilinear" or "bicubic"; None: the method's.
 
     Returns:
-        The maps and (B,) bool, True where a map was constant or not finite, or has
-        nothing that its normalisation can stretch: such a map tells nothing and is all zeros.
+        The score maps, and (B,) bool, True for degenerate maps: constant, not finite, or without anything that the
+        normalisation can stretch. A degenerate map is all zeros.
     """
-    facts = get_method(method)
+    entry = get_method(method)
     maps = raw.float()
-    if facts.rectify:
+    if entry.rectify:
         maps = maps.relu()
-    # Asked before resizing, whose rounding would turn a constant map into noise to be stretched.
+    # Checked before resizing, whose rounding turns a constant map into noise that normalisation would stretch.
     constant = maps.amax(dim=(1, 2)) == maps.amin(dim=(1, 2))
-    maps = F.interpolate(maps[:, None], size, mode=interpolation or facts.interpolation, align_corners=False)[:, 0]
-    # NaN and infinity, in whatever order a normalisation's minima and quantiles would put them, are found before it.
-    unusable = constant | ~torch.isfinite(maps).flatten(1).all(dim=1)
+    maps = F.interpolate(maps[:, None], size, mode=interpolation or entry.interpolation, align_corners=False)[:, 0]
+    # Checked before normalising, because minima and quantiles may ignore NaN and infinity.
+    broken = constant | ~torch.isfinite(maps).flatten(1).all(dim=1)
     maps = NORMALIZATIONS[normalization](maps, quantile)
-    degenerate = unusable | ~torch.isfinite(maps).flatten(1).all(dim=1)
-    # Rounding may leave a value a hair outside [0, 1].
+    degenerate = broken | ~torch.isfinite(maps).flatten(1).all(dim=1)
+    # Rounding may leave a value slightly outside [0, 1].
     return maps.masked_fill(degenerate[:, None, None], 0).clamp(0, 1), degenerate
 
 
 class ScoreMaps(NamedTuple):
-    """What inference hands to evaluation for one batch, on the CPU.
+    """The score maps of one batch on the CPU, as inference passes them to evaluation.
 
-    indices, labels: (B,) int64. logits, sigmoid_logits: (B, K) float32, the first
-    None for maps from files, the second without a branch. maps: variant → (B, H, W) float32 in [0, 1]. degenerate:
-    variant → (B,) bool, see to_scoremaps.
+    Attributes:
+        indices: (B,) int64, positions in the data set.
+        labels: (B,) int64.
+        logits: (B, K) float32 of the softmax head; None for maps from files.
+        sigmoid_logits: (B, K) float32; None without a branch.
+        maps: variant → (B, H, W) float32 in [0, 1].
+        degenerate: variant → (B,) bool, see to_scoremaps.
     """
 
     indices: np.ndarray

@@ -73,7 +73,7 @@ def variants(methods: Iterable[str], heads: Iterable[str]) -> list[Variant]:
     A method without channel weights has nothing to clamp: for a clamped head it gives the head's plain variant. A
     method that sees no head has one variant.
     """
-    found: dict[Variant, None] = {}
+    existing: dict[Variant, None] = {}  # a dict keeps their order
     for method in map(get_method, methods):
         for head in heads:
             if head not in HEADS:
@@ -83,5 +83,5 @@ def variants(methods: Iterable[str], heads: Iterable[str]) -> list[Variant]:
                 variant = Variant(method.name)
             elif not method.weights:
                 variant = variant._replace(clamped=False)
-            found[variant] = None
-    return list(found)
+            existing[variant] = None
+    return list(existing)

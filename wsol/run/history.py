@@ -79,7 +79,7 @@ class History:
             "stage": self.stage,
             "epoch": epoch,
             "best": self.best,
-            "state_dict": _on_cpu(checkpoint.state_dict(model)),
+            "state_dict": _on_cpu(model.published_state_dict()),
             "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict()),
         }
 

@@ -2,17 +2,17 @@
 
 import torch
 
-from wsol.backbones import get_architecture, new_classes
+from wsol.backbones import get_architecture
 from wsol.cam import CamExtractor, get_method
 from wsol.classifier import Classifier
 from wsol.dual_head import dualize
 from wsol.errors import InputError
 from wsol.log import log
-from wsol.run import checkpoint
+from wsol.run.checkpoint import Checkpoint
 
 
 def settle_form(
-    architecture: str, form: str, methods: list[str], saved: checkpoint.Found | None, otherwise: str | None = None
+    architecture: str, form: str, methods: list[str], saved: Checkpoint | None, otherwise: str | None = None
 ) -> str:
     """--classifier_form auto: what the checkpoint holds, else `otherwise`, else cam if that is a method, else original.
 
@@ -52,7 +52,7 @@ def try_out(model: Classifier, methods: list[str], image_size: int) -> None:
             extract(torch.zeros(1, 3, image_size, image_size))
 
 
-def restore(model: Classifier, saved: checkpoint.Found, dual: bool) -> Classifier:
+def restore(model: Classifier, saved: Checkpoint, dual: bool) -> Classifier:
     """Load a checkpoint into a network just built: its classes, its weights, and (`dual`) its sigmoid branch.
 
     Raises:
@@ -60,9 +60,8 @@ def restore(model: Classifier, saved: checkpoint.Found, dual: bool) -> Classifie
     """
     num_classes = saved.num_classes(model.head_name)
     if model.num_classes != num_classes:
-        new_classes(model, num_classes)
+        model.reset_head(num_classes)
     if dual:
         model = dualize(model)
-    checkpoint.load_state_dict(model, saved.tensors, saved.path)
-    model.head_is_new = False
+    model.load_published(saved.tensors, saved.path)
     return model
