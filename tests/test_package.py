@@ -62,7 +62,9 @@ def test_every_module_and_every_type_stub_is_installed(installed):
 
 
 def test_the_installed_package_is_imported_without_heavy_libraries(installed, tmp_path):
-    code = f"import sys, wsol; print(wsol.__version__, wsol.__file__, [m for m in {SLOW_TO_IMPORT} if m in sys.modules])"
+    code = (
+        f"import sys, wsol; print(wsol.__version__, wsol.__file__, [m for m in {SLOW_TO_IMPORT} if m in sys.modules])"
+    )
     version, file, loaded = run_outside(code, tmp_path, installed).split(maxsplit=2)
     assert version == wsol.__version__
     assert Path(file).is_relative_to(installed)
