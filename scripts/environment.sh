@@ -1,4 +1,4 @@
-# Sourced by the other scripts: the project's folder, its virtual environment .venv, and what is installed there.
+# Sourced by other scripts: changes to the project's folder and defines install(), which installs packages into .venv.
 # PYTHON=/path/to/python3.12 chooses the interpreter that .venv is made with.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -9,7 +9,7 @@ if ! "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
     exit 2
 fi
 
-# install FILE...: the requirements files' packages into .venv, which is made when it is not there.
+# install FILE...: install the packages of requirements files into .venv, making it first if needed.
 install() {
     if [ ! -x .venv/bin/python ]; then
         echo "making the virtual environment .venv ..."
@@ -20,6 +20,6 @@ install() {
     fi
     local files=()
     for file in "$@"; do files+=(-r "$file"); done
-    echo "installing $* (the first time takes minutes: PyTorch is large) ..."
+    echo "installing $* (takes minutes the first time: PyTorch is large) ..."
     .venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]}"
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Install into .venv and run `python main.py` with whatever flags follow; without flags: the embedded example.
+# Install into .venv and run `python main.py` with the flags given here. Without flags it runs the built-in example.
 #     scripts/quickstart.sh
 #     scripts/quickstart.sh --methods cam --epochs 3
 set -euo pipefail
