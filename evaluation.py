@@ -1,27 +1,35 @@
 """Score maps + metadata → metrics.
 
-    python evaluation.py --dataset_name CUB --split test --scoremap_root FOLDER     # anybody's saved maps
-    python evaluation.py --help
+python evaluation.py --dataset_name CUB --split test --scoremap_root FOLDER     # anybody's saved maps
+python evaluation.py --help
 
-wsolevaluation's names of this module are here, too; wsol/wsolevaluation.py has them.
+The names that wsolevaluation has in this module are here as well, from wsol/wsolevaluation.py.
 """
 
-import json
 import sys
+
+from config import parse_evaluation_args
+from wsol.run import command
+
+if __name__ == "__main__":
+    command.check_early(parse_evaluation_args)  # the imports below take seconds; --help and mistyped flags should not
+
+import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from config import parse_evaluation_args
 from wsol.cam import Variant
-from wsol.datasets.masks import load_mask_image  # noqa: F401  (one of wsolevaluation's names, as those below)
+from wsol.datasets.masks import load_mask_image
 from wsol.datasets.reader import SplitMetadata
 from wsol.errors import InputError
-from wsol.evaluation.saved_maps import evaluate_saved, find_rows, read_evaluated_split
+from wsol.evaluation.results import SCHEMA, versions
+from wsol.evaluation.saved_maps import evaluate_saved, find_variants, read_evaluated_split
 from wsol.files import write_file
 from wsol.log import start_log
-from wsol.run import command, report
-from wsol.wsolevaluation import (  # noqa: F401
+from wsol.run import tables
+from wsol.wsolevaluation import (
     BoxEvaluator,
     LocalizationEvaluator,
     MaskEvaluator,
@@ -38,7 +46,25 @@ from wsol.wsolevaluation import (  # noqa: F401
     resize_bbox,
 )
 
-# --------------------------------------------------------------------------- saved maps
+__all__ = [
+    "BoxEvaluator",
+    "LocalizationEvaluator",
+    "MaskEvaluator",
+    "calculate_multiple_iou",
+    "check_box_convention",
+    "check_scoremap_validity",
+    "compute_bboxes_from_scoremaps",
+    "configure_metadata",
+    "evaluate_wsol",
+    "get_bounding_boxes",
+    "get_image_ids",
+    "get_image_sizes",
+    "get_mask",
+    "get_mask_paths",
+    "load_mask_image",
+    "main",
+    "resize_bbox",
+]
 
 
 def evaluate_wsol(
@@ -53,91 +79,88 @@ def evaluate_wsol(
     cam_curve_interval: float = 0.001,
     workers: int = 4,
 ) -> float:
-    """wsolevaluation's one number for a folder of saved maps, per cent, see Localization.performance.
+    """The one number of wsolevaluation for a folder of saved maps, in percent; see Localization.performance.
 
-    Raises InputError, a ValueError: see read_evaluated_split, find_rows, evaluate_saved; the folder holds several rows.
+    Raises InputError, a ValueError: see read_evaluated_split, find_variants and evaluate_saved; or the folder has the
+    maps of several variants.
     """
     metadata = read_evaluated_split(metadata_root, dataset_name, split, mask_root)
-    files = find_rows(Path(scoremap_root), metadata.image_ids)
+    files = find_variants(Path(scoremap_root), metadata.image_ids)
     if len(files) > 1:
-        raise InputError(f"{scoremap_root} holds the maps of {len(files)} rows; name the folder of one")
-    found = evaluate_saved(
-        metadata, files, workers=workers, interval=cam_curve_interval, iou_thresholds=iou_threshold_list, center=False
+        raise InputError(f"{scoremap_root} has the maps of {len(files)} variants; give the folder of one")
+    evaluation = evaluate_saved(
+        metadata,
+        files,
+        workers=workers,
+        interval=cam_curve_interval,
+        iou_thresholds=iou_threshold_list,
+        center=False,
     )
-    return next(iter(found.rows.values())).performance(multi_contour_eval, multi_iou_eval)
+    (localization,) = evaluation.rows.values()
+    return localization.performance(multi_contour_eval, multi_iou_eval)
 
 
 # --------------------------------------------------------------------------- the command
 
 
-def main(argv: list[str] | None = None) -> dict:
-    """Measure saved maps, print the table, write --out; returns what that holds."""
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure saved maps, print the table, write --out; returns the content of that file."""
     args = parse_evaluation_args(argv)
     start_log(keep=False)
     start = time.perf_counter()
-    splits = find_saved(args)
-    evaluation, val = (
-        evaluate_saved(
-            *split,
-            workers=args.workers,
-            interval=args.cam_curve_interval,
-            iou_thresholds=args.iou_threshold_list,
-            loc_threshold=args.loc_threshold,
-            gt_boxes=args.gt_boxes,
-        )
-        if split
-        else None
-        for split in splits
-    )
-    found = evaluation.compute(val)
-    for row, measured in zip(found["rows"], evaluation.rows.values(), strict=True):
-        row["localization"] = measured.performance(args.multi_contour_eval, args.multi_iou_eval)
+    settings = {
+        "workers": args.workers,
+        "interval": args.cam_curve_interval,
+        "iou_thresholds": args.iou_threshold_list,
+        "loc_threshold": args.loc_threshold,
+        "gt_boxes": args.gt_boxes,
+    }
+    maps, val_maps = find_saved(args)
+    evaluation = evaluate_saved(*maps, **settings)
+    val = None if val_maps is None else evaluate_saved(*val_maps, center=False, **settings)
+    metrics = evaluation.compute(val)
+    for row, localization in zip(metrics["rows"], evaluation.rows.values(), strict=True):
+        row["localization"] = localization.performance(args.multi_contour_eval, args.multi_iou_eval)
     results = {
-        "schema": report.SCHEMA,
+        "schema": SCHEMA,
         "dataset": args.dataset_name,
         "split": args.split,
-        "num_images": found["num_images"],
+        "num_images": metrics["num_images"],
         "config": dict(args),
-        "versions": report.versions(),
-        "rows": found["rows"],
-        "center": found["center"],
+        "versions": versions(),
+        "rows": metrics["rows"],
+        "center": metrics["center"],
         "seconds": {"evaluation": round(time.perf_counter() - start, 2)},
     }
-    print(
-        f"{args.dataset_name} {args.split}, {found['num_images']:,} images; thresholds in brackets\n\n"
-        f"{report.threshold_table(results)}\n"
-    )
+    print(f"{args.dataset_name} {args.split}, {metrics['num_images']:,} images; thresholds in brackets\n")
+    print(f"{tables.threshold_table(results)}\n")
     for row in results["rows"]:
-        print(
-            "localization:",
-            row["localization"],
-            *([Variant.from_record(row).label] if len(results["rows"]) > 1 else []),
-        )
+        label = f" {Variant.from_record(row).label}" if len(results["rows"]) > 1 else ""
+        print(f"localization: {row['localization']}{label}")
     if args.out:
         write_file(args.out, json.dumps(results, indent=2) + "\n")
     return results
 
 
-def find_saved(args) -> list[tuple[SplitMetadata, dict[Variant, list[Path]]] | None]:
+SplitMaps = tuple[SplitMetadata, dict[Variant, list[Path]]]
+
+
+def find_saved(args: Any) -> tuple[SplitMaps, SplitMaps | None]:
     """Metadata and map files of --split and, if its maps are given, of val: all are found before any is measured."""
-    splits = []
-    for split, root in ((args.split, args.scoremap_root), ("val", args.val_scoremap_root)):
-        if root is None:
-            splits.append(None)
-            continue
-        metadata = read_evaluated_split(args.metadata_root, args.dataset_name, split, args.mask_root)
-        splits.append((metadata, find_rows(Path(root), metadata.image_ids)))
-    if splits[1] is not None:
-        wanted, of_val = splits[0][1], splits[1][1]
-        if len(wanted) == len(of_val) == 1:  # two folders of maps need not have the same name
-            of_val = dict(zip(wanted, of_val.values(), strict=True))
-        lacking = [row for row in wanted if row not in of_val]
-        if lacking:
-            raise InputError(
-                f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {lacking[0]}, which --scoremap_root has"
-            )
-        splits[1] = splits[1][0], {row: of_val[row] for row in wanted}
-    return splits
+    metadata = read_evaluated_split(args.metadata_root, args.dataset_name, args.split, args.mask_root)
+    files = find_variants(Path(args.scoremap_root), metadata.image_ids)
+    if args.val_scoremap_root is None:
+        return (metadata, files), None
+    val_metadata = read_evaluated_split(args.metadata_root, args.dataset_name, "val", args.mask_root)
+    val_files = find_variants(Path(args.val_scoremap_root), val_metadata.image_ids)
+    if len(files) == len(val_files) == 1:  # two folders of maps need not have the same name
+        val_files = dict(zip(files, val_files.values(), strict=True))
+    missing = [variant for variant in files if variant not in val_files]
+    if missing:
+        raise InputError(
+            f"--val_scoremap_root {args.val_scoremap_root} lacks the maps {missing[0]}, which --scoremap_root has"
+        )
+    return (metadata, files), (val_metadata, {variant: val_files[variant] for variant in files})
 
 
 def run_from_shell() -> int:

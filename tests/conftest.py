@@ -16,8 +16,8 @@ sys.path.insert(0, str(ROOT))  # `pytest tests` finds the project from any folde
 # wsolevaluation's own files: where WSOL_METADATA says, or beside the checkout. Tests of them skip where there are none.
 REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata"))
 
-from wsol.backbones import ARCHITECTURES, Architecture  # noqa: E402
-from wsol.classifier import Classifier  # noqa: E402
+from wsol.backbones import ARCHITECTURES, Architecture
+from wsol.classifier import Classifier
 
 
 def pytest_addoption(parser):

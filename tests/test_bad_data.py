@@ -123,7 +123,7 @@ def test_evaluating_on_more_classes_than_logits(shapes, command):
     write_dataset(shapes, "More", classes=5)
     before = files_below(shapes)
     code, error, _ = command(arguments(shapes, "--eval_only", dataset="More"))
-    assert code == 2 and "decides between 3 classes, but the data set has 5" in error
+    assert code == 2 and "has 3 classes, but the data set has 5" in error
     assert files_below(shapes) == before
 
 

@@ -9,7 +9,6 @@ from test_end_to_end import files_below
 
 import main as program
 from wsol import build
-from wsol.run import checkpoint
 
 
 class Evil:
@@ -92,9 +91,9 @@ CASES = {
         ["--ft_ckpt", "x.pth"],
         "has NaN",
     ),
-    "an existing run": (finished_run, [], "exists; go on with --resume"),
-    "somebody else's folder": (thesis, ["--override_cache"], "removes only folders that this program made"),
-    "a missing run": (nothing, ["--eval_only"], "there is no run"),
+    "an existing run": (finished_run, [], "exists; continue it with --resume"),
+    "somebody else's folder": (thesis, ["--override_cache"], "removes only folders of this program"),
+    "a missing run": (nothing, ["--eval_only"], "no run "),
     "a missing checkpoint of a run": (
         finished_run,
         ["--eval_only", "--eval_checkpoint_type", "highest"],

@@ -15,9 +15,9 @@ from wsol.cam import CAM_METHODS
 
 peers = pytest.importorskip("pytorch_grad_cam")
 
-from pytorch_grad_cam.kpca_cam import KPCA_CAM  # noqa: E402
-from pytorch_grad_cam.shapley_cam import ShapleyCAM  # noqa: E402
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget  # noqa: E402
+from pytorch_grad_cam.kpca_cam import KPCA_CAM
+from pytorch_grad_cam.shapley_cam import ShapleyCAM
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget, FinerWeightedTarget
 
 PEERS = {
     "gradcam": peers.GradCAM,

@@ -118,8 +118,8 @@ def test_what_argparse_refuses(argv, message, capsys):
 @pytest.mark.parametrize(
     "argv, message",
     [
-        (["--dataset_name", "../CUB"], "not a folder's name"),
-        (["--heads", ","], "--heads names nothing"),
+        (["--dataset_name", "../CUB"], "not the name of a folder"),
+        (["--heads", ","], "--heads is empty"),
         (["--eval_only", "--train_only"], "exclude each other"),
     ],
 )

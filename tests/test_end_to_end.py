@@ -16,7 +16,7 @@ from conftest import ROOT, arguments, write_dataset
 from PIL import Image
 
 import main as program
-from wsol import build
+from wsol import build, training
 from wsol.cam import CAM_METHODS
 from wsol.errors import InputError
 from wsol.evaluation.per_image import PerImage
@@ -231,7 +231,7 @@ def test_unfreeze_all_trains_the_trunk(shapes):
 
 def test_cached_features_change_nothing_that_matters(shapes, monkeypatch):
     cached = program.main(arguments(shapes, "--methods", "cam", "--augment", "none", name="cached"))
-    monkeypatch.setattr(program.training, "features_can_be_cached", lambda *_: False)
+    monkeypatch.setattr(training, "features_can_be_cached", lambda *_: False)
     plain = program.main(arguments(shapes, "--methods", "cam", "--augment", "none", name="plain"))
     a, b = (
         torch.load(shapes / "runs" / n / "last_checkpoint.pth.tar", weights_only=True)["state_dict"]
@@ -408,8 +408,8 @@ def test_published_commands(tmp_path):
         (["--data_root", "/nowhere"], "first image of the train split is missing"),
         (["--metadata_root", "/nowhere"], "no metadata for the data set 'Shapes'"),
         (["--resume", "--eval_only"], "exclude each other"),
-        (["--resume"], "there is no run"),
-        (["--eval_only"], "there is no run"),
+        (["--resume"], "no run "),
+        (["--eval_only"], "no run "),
     ],
 )
 def test_bad_input_is_one_clear_line_and_nothing_is_written(shapes, flags, message):
@@ -424,7 +424,7 @@ def test_existing_runs_are_kept_unless_told_otherwise(shapes):
     settings = arguments(shapes, "--methods", "cam", "--train_only", "--epochs", "1")
     program.main(settings)
     (shapes / "runs/run/notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="exists; go on with --resume"):
+    with pytest.raises(InputError, match="exists; continue it with --resume"):
         program.main(settings)
     assert (shapes / "runs/run/notes.txt").exists()
     program.main([*settings, "--override_cache"])
@@ -432,7 +432,7 @@ def test_existing_runs_are_kept_unless_told_otherwise(shapes):
     foreign = shapes / "runs/foreign"
     foreign.mkdir()
     (foreign / "thesis.tex").write_text("mine")
-    with pytest.raises(InputError, match="removes only folders that this program made"):
+    with pytest.raises(InputError, match="removes only folders of this program"):
         program.main(arguments(shapes, "--override_cache", name="foreign"))
     assert (foreign / "thesis.tex").exists()
 
@@ -443,7 +443,7 @@ def test_a_second_process_keeps_off(shapes):
 
     first = RunFolder(str(shapes / "runs"), "run", must_exist=True)
     first.open(None)
-    with pytest.raises(InputError, match="another process is at work"):
+    with pytest.raises(InputError, match="another process is using"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
 
 

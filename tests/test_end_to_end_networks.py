@@ -11,6 +11,7 @@ from test_end_to_end import PUBLISHED, results_without_times, run_command
 from test_networks import CONV6, VGG_14, layer
 
 import main as program
+from wsol import training
 from wsol.backbones import ARCHITECTURES, Architecture
 from wsol.classifier import Classifier
 from wsol.errors import InputError
@@ -42,7 +43,7 @@ def test_published_commands_on_vgg16(tmp_path):
     environment = {"WANDB_MODE": "offline", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     trained = run_command(*command, cwd=tmp_path, **environment)
     assert trained.returncode == 0, trained.stderr
-    assert "vgg16 has its cam form, as CHECKPOINT holds it" in trained.stdout
+    assert "vgg16 in its cam form, because CHECKPOINT has it" in trained.stdout
     folder = tmp_path / "EXPERIMENTS/ILSVRC/vgg16_cam_ours"
     results = json.loads((folder / "results.json").read_text())
     assert [(r["method"], r["head"]) for r in results["rows"]] == [("cam", "softmax")] * 2 + [("cam", "sigmoid")]
@@ -59,7 +60,7 @@ def test_published_commands_on_vgg16(tmp_path):
     assert json.loads((folder / "results.json").read_text())["rows"] == results["rows"]
 
     original = run_command(*command, "--classifier_form", "original", "--override_cache", cwd=tmp_path, **environment)
-    assert original.returncode == 2 and "holds the cam form of vgg16" in original.stderr
+    assert original.returncode == 2 and "has the cam form of vgg16" in original.stderr
     assert (folder / "results.json").exists()
 
 
@@ -164,8 +165,8 @@ def test_the_vanilla_stage_trains_every_new_layer_and_nothing_else(tmp_path, nec
     write_dataset(tmp_path, dataset)
     started = ARCHITECTURES["necked"].builder(None).network.state_dict()
     tried = []
-    real = program.training.cache_features
-    monkeypatch.setattr(program.training, "cache_features", lambda *a: tried.append(1) or real(*a))
+    real = training.cache_features
+    monkeypatch.setattr(training, "cache_features", lambda *a: tried.append(1) or real(*a))
     settings = [
         *arguments(tmp_path, "--augment", "none", "--methods", "cam", dataset=dataset, name="cached"),
         "--architecture",
@@ -182,7 +183,7 @@ def test_the_vanilla_stage_trains_every_new_layer_and_nothing_else(tmp_path, nec
         assert torch.equal(tensor, last[name]), name
     assert f"its new layers {', '.join(NECK)}" in (folder / "log.txt").read_text()
 
-    monkeypatch.setattr(program.training, "features_can_be_cached", lambda *_: False)
+    monkeypatch.setattr(training, "features_can_be_cached", lambda *_: False)
     plain = program.main([*settings, "--experiment_name", "plain"])
     assert plain["classification"] == cached["classification"]
     other = checkpoint.load(tmp_path / "runs/plain/last_checkpoint.pth.tar")["state_dict"]
@@ -193,7 +194,7 @@ def test_what_was_cached_is_forgotten_when_the_trunk_learns(tmp_path):
     from test_training import loader_of
 
     dual = Classifier(TinyNet(5), "fc", target_layer="features.6").set_trainable(["softmax_head"])
-    trainer = program.training.Trainer(
+    trainer = training.Trainer(
         loader_of(torch.randn(6, 3, 32, 32)), torch.device("cpu"), seed=0, set_epoch=lambda *_: None, decay_frequency=3
     )
     trainer._inputs(dual)
@@ -254,4 +255,4 @@ def test_form_follows_the_methods_without_a_checkpoint(shapes, capsys):
                 "--dry_run",
             )
         )
-        assert f"inception_v3 has its {form} form, as the methods are {methods}" in capsys.readouterr().out
+        assert f"inception_v3 in its {form} form, because the methods are {methods}" in capsys.readouterr().out

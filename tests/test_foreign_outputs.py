@@ -117,7 +117,7 @@ class Tensors(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("build", "head", "target", "methods"),
+    "build, head, target, methods",
     [
         (vit, "classifier", "vit.layers.1.layernorm_before", ["cam", "gradcam", "layercam", "ablationcam"]),
         (resnet, "classifier.1", "resnet.encoder.stages.1", ["cam", "gradcam", "layercam", "scorecam", "ablationcam"]),

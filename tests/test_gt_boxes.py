@@ -8,6 +8,7 @@ from conftest import arguments
 import main as program
 from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.reader import SplitMetadata
+from wsol.evaluation.ground_truth import load_ground_truth
 from wsol.evaluation.split import Evaluation
 
 ROW = Variant("cam", "softmax")
@@ -29,8 +30,10 @@ def split_of(boxes, tmp_path) -> SplitMetadata:
 
 def measured(metadata: SplitMetadata, maps: np.ndarray, logits: torch.Tensor, gt_boxes: str) -> Evaluation:
     found = Evaluation(metadata, [ROW], interval=0.05, gt_boxes=gt_boxes)
+    indices = np.arange(len(maps))
+    degenerate = {ROW: np.zeros(len(maps), bool)}
     found.update(
-        ScoreMaps(np.arange(len(maps)), metadata.labels, logits, None, {ROW: maps}, {ROW: np.zeros(len(maps), bool)})
+        ScoreMaps(indices, metadata.labels, logits, None, {ROW: maps}, degenerate), load_ground_truth(metadata, indices)
     )
     return found
 

@@ -16,7 +16,8 @@ from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synon
 from wsol.datasets.images import load_picture
 from wsol.datasets.transforms import eval_tensor
 from wsol.errors import InputError
-from wsol.run import checkpoint, figures
+from wsol.run import contact_sheet
+from wsol.run.overlay import overlay
 
 FAST = ("--architecture", "tiny", "--crop_size", "48", "--workers", "0", "--methods", "gradcam,layercam")
 
@@ -66,7 +67,7 @@ def test_overlays_grids_and_raw_maps_of_a_folder(pictures, monkeypatch, capsys):
         expected = extract(image)["layercam"][0]
         best = extract.output.logits.softmax(dim=1)[0].max(dim=0)
     np.testing.assert_allclose(np.load("out/layercam_softmax/b/x.npy"), expected, rtol=1e-4, atol=1e-6)
-    assert f"in/b/x.png: maps of {imagenet_names()[best.indices]}, the likeliest class" in out
+    assert f"in/b/x.png: maps of {imagenet_names()[best.indices]}, the most likely class" in out
     assert f"{100 * best.values:5.1f} %  {imagenet_names()[best.indices]}" in out
     assert len([line for line in out.splitlines() if " %  " in line]) == 10
 
@@ -181,7 +182,7 @@ CASES = {
     "several classes": (["in", "--class", "cat"], "281 tabby, 282 tiger cat"),
     "a class out of range": (["in", "--class", "1000"], "0..999"),
     "an unknown method": (["in", "--methods", "gradcm"], "did you mean 'gradcam'"),
-    "no method": (["in", "--methods", ","], "names nothing"),
+    "no method": (["in", "--methods", ","], "is empty"),
     "an unknown head": (["in", "--heads", "sigmoidd"], "did you mean 'sigmoid'"),
     "a head that is not there": (["in", "--heads", "sigmoid"], "needs a sigmoid branch"),
     "an unknown network": (["in", "--architecture", "resnet05"], "resnet05"),
@@ -265,7 +266,7 @@ def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
     heads = ["softmax", "softmax_clamped", "sigmoid_clamped"]
     wanted = variants(["gradcam", "layercam"], heads)
     maps = {row: np.random.rand(7, 7).astype(np.float32) for row in wanted}
-    columns = figures._columns(maps, heads)
+    columns = contact_sheet._columns(maps, heads)
     assert [cell and cell[0].head_option for cell in columns["gradcam"]] == heads
     assert columns["layercam"] == [
         (Variant("layercam", "softmax"), ""),
@@ -273,16 +274,16 @@ def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
         (Variant("layercam", "sigmoid"), "not clamped"),
     ]
     image = np.random.randint(0, 256, (120, 200, 3), dtype=np.uint8)
-    sheet = figures.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
-    thumbnail = figures._thumbnail(image)
+    sheet = contact_sheet.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
+    thumbnail = contact_sheet._thumbnail(image)
     height, width = thumbnail.shape[:2]
     for row, scoremap in maps.items():  # all but the strip at the bottom, where a remark may stand
-        cell = figures.overlay(thumbnail, scoremap)[: height - 20]
+        cell = overlay(thumbnail, scoremap)[: height - 20]
         corner = np.flatnonzero((sheet[:-height, :-width] == cell[0, 0]).all(axis=2))
         places = [divmod(at, sheet.shape[1] - width) for at in corner]
         assert sum(np.array_equal(sheet[y : y + height - 20, x : x + width], cell) for y, x in places) == 1, row
     for shape in ((1, 1, 3), (10, 2000, 3), (2000, 10, 3)):
-        assert figures.contact_sheet(np.zeros(shape, np.uint8), "", [("a", 1.0)], maps, heads).max() == 255
+        assert contact_sheet.contact_sheet(np.zeros(shape, np.uint8), "", [("a", 1.0)], maps, heads).max() == 255
 
 
 def test_an_overlay_has_the_colours_of_matplotlib():
@@ -290,4 +291,4 @@ def test_an_overlay_has_the_colours_of_matplotlib():
     scoremap = np.linspace(0, 1, 2000, dtype=np.float32).reshape(40, 50)
     strength = 0.3 + 0.35 * scoremap[..., None]
     expected = strength * 255 * matplotlib.colormaps["turbo"](scoremap)[..., :3] + (1 - strength) * image
-    assert np.abs(figures.overlay(image, scoremap) - expected).max() <= 1
+    assert np.abs(overlay(image, scoremap) - expected).max() <= 1

@@ -26,7 +26,7 @@ K = 7
 NORM = ("weight", "bias", "running_mean", "running_var")
 
 
-# ------------------------------------------------------------------- what wsolevaluation and Dual-CAM call their tensors
+# ------------------------------------------------------------------- tensor names of wsolevaluation and Dual-CAM
 
 
 def layer(name: str, *shape: int) -> dict[str, tuple]:
@@ -344,7 +344,7 @@ def test_learning_rate_ratios_of_the_references(key):
     model = dualize(make(*key)).set_trainable(UNFREEZE["all"])
     names = model.published_parameters()
     groups = make_optimizer(model, lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=0).param_groups
-    fast = {id(p) for group in groups if group["ratio"] == 10 for p in group["params"]}
+    fast = {id(p) for group in groups if group["lr"] == 1.0 for p in group["params"]}
     assert {n for n, p in names.items() if id(p) in fast} == {n for n in names if FAST[key](n)}
     assert sum(len(group["params"]) for group in groups) == len(names)
 
@@ -352,7 +352,7 @@ def test_learning_rate_ratios_of_the_references(key):
 def test_fc2_of_resnet_alone_learns_at_the_plain_rate():
     dual = dualize(make("resnet50"))
     (group,) = make_optimizer(dual, lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=0).param_groups
-    assert group["ratio"] == 1 and len(group["params"]) == 2
+    assert group["lr"] == 0.1 and len(group["params"]) == 2
 
 
 # ------------------------------------------------------------------- checkpoints of elsewhere
@@ -439,7 +439,7 @@ def test_torchvision_weights_from_a_file_or_folder(tmp_path, name, form, head_is
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet18"])  # torchvision's weights, timm's
-@pytest.mark.parametrize(("key", "prefix"), [("model", "module."), ("state_dict", "model."), (None, "_orig_mod.")])
+@pytest.mark.parametrize("key, prefix", [("model", "module."), ("state_dict", "model."), (None, "_orig_mod.")])
 def test_pretrained_path_takes_files_of_other_projects(tmp_path, name, key, prefix):
     source = torchvision.models.get_model(name) if name == "resnet50" else timm.create_model(name)
     tensors = {prefix + n: t for n, t in source.state_dict().items()}

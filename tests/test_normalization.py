@@ -93,7 +93,7 @@ def test_a_run_uses_and_records_it(shapes):
 def test_a_quantile_that_nothing_reads_is_refused():
     assert parse_args([]).normalization == "minmax"
     for name in ("minmax", "max"):
-        with pytest.raises(InputError, match=f"read by pas and ivr, not by --normalization {name}"):
+        with pytest.raises(InputError, match=f"applies to pas and ivr, not to --normalization {name}"):
             parse_args(["--normalization", name, "--normalization_quantile", "0.5"])
     with pytest.raises(SystemExit):
         parse_args(["--normalization", "pas", "--normalization_quantile", "1.5"])

@@ -10,11 +10,12 @@ from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.load import load_data
 from wsol.datasets.masks import load_masks
 from wsol.errors import InputError
+from wsol.evaluation.ground_truth import load_ground_truth
 from wsol.evaluation.per_image import FILE, PerImage
+from wsol.evaluation.results import flatten
 from wsol.evaluation.split import Evaluation
 from wsol.metrics.pixels import PixelAveragePrecision
 from wsol.run.folder import RunFolder
-from wsol.run.report import flatten
 
 ROWS = [Variant("cam", "softmax"), Variant("cam", "sigmoid", clamped=True)]
 
@@ -46,7 +47,8 @@ def evaluated(root, batches, split="test", **settings):
                 None,
                 {row: of_row[index] for row, of_row in maps.items()},
                 {row: np.zeros(len(index), bool) for row in ROWS},
-            )
+            ),
+            load_ground_truth(metadata, index),
         )
     return evaluation
 

@@ -1,6 +1,5 @@
 """The documentation holds: its Python blocks run, and the flags, files and links that it names exist."""
 
-import ast
 import os
 import re
 import shlex
@@ -169,41 +168,3 @@ def test_every_block_names_its_language(page):
     assert all(fences[::2])
     assert not any(fences[1::2])
     assert "<<<<<<<" not in page.read_text()
-
-
-# ------------------------------------------------------------------- the import graph of docs/code.md
-
-
-def room(module: str) -> str:
-    """The file or folder directly below wsol/ that a module is in: "wsol.cam.variant" -> "wsol/cam"."""
-    return "/".join(module.split(".")[:2])
-
-
-def imports(tree: ast.AST) -> set[str]:
-    """The modules of wsol that a syntax tree imports at run time."""
-    if isinstance(tree, ast.If) and "TYPE_CHECKING" in ast.unparse(tree.test):
-        return set()
-    found = set().union(*map(imports, ast.iter_child_nodes(tree)))
-    if isinstance(tree, ast.Import):
-        found |= {alias.name for alias in tree.names}
-    if isinstance(tree, ast.ImportFrom) and tree.module:
-        found |= {f"wsol.{alias.name}" for alias in tree.names} if tree.module == "wsol" else {tree.module}
-    return found
-
-
-def test_imports_point_downwards():
-    order = next(text for text in blocks(ROOT / "docs" / "code.md", "text") if "wsol/errors" in text)
-    floors = {name: number for number, line in enumerate(order.splitlines()) for name in line.split()}
-    programs = {path.stem for path in ROOT.glob("*.py")}
-    upward = []
-    for path in sorted((ROOT / "wsol").rglob("*.py")):
-        source = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-        if source == "wsol/__init__":  # the public names, imported when used
-            continue
-        for module in imports(ast.parse(path.read_text())):
-            target = room(module)
-            if module.split(".")[0] in programs:
-                upward.append(f"{path.relative_to(ROOT)} imports {module}")
-            elif module.startswith("wsol.") and target != source and floors[target] <= floors[source]:
-                upward.append(f"{source} imports {target}")
-    assert upward == []

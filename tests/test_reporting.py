@@ -10,9 +10,11 @@ import pytest
 from PIL import Image
 
 from wsol.cam import Variant
-from wsol.run import figures, report
+from wsol.evaluation.results import flatten
+from wsol.run import figures, report, tables
 from wsol.run.folder import RunFolder
-from wsol.run.wandb_logger import Wandb
+from wsol.run.overlay import overlay
+from wsol.run.wandb_logger import WandbLogger
 
 RESULTS = {
     "dataset": "Shapes",
@@ -57,13 +59,13 @@ RESULTS = {
 
 
 def test_table_compares_with_the_methods_softmax_row():
-    lines = [line.split() for line in report.table(RESULTS).splitlines()]
+    lines = [line.split() for line in tables.results_table(RESULTS).splitlines()]
     assert lines[0] == ["method", "head", "MaxBoxAccV2", "Δ", "@30", "@50", "GT-Loc", "Top-1", "Loc"]
     assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "50.0"]
     assert lines[3] == ["sigmoid,", "clamped", "71.5", "+1.5", "82.0", "61.0", "56.0", "51.0"]
     assert lines[5] == ["eigencam", "no", "head", "1.5", "1.0", "2.0", "3.0", "2.0"]
     assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
-    assert "Top-1 91.7 %, Top-5 100.0 %" in report.summary(RESULTS)
+    assert "Top-1 91.7 %, Top-5 100.0 %" in tables.summary(RESULTS)
 
 
 def test_table_with_intervals():
@@ -71,17 +73,17 @@ def test_table_with_intervals():
     results = copy.deepcopy(RESULTS) | {"bootstrap": {"resamples": 1000, "classification": {"top1": [88.0, 95.0]}}}
     results["rows"][0]["interval"] = {"maxboxacc_v2": [67.0, 72.0], "gt_loc": [50.0, 60.0]}
     results["center"]["interval"] = {"maxboxacc_v2": [20.0, 40.0]}
-    lines = [line.split() for line in report.table(results).splitlines()]
+    lines = [line.split() for line in tables.results_table(results).splitlines()]
     assert lines[0][:7] == ["method", "head", "MaxBoxAccV2", "±", "Δ", "@30", "@50"]
     assert lines[2][:4] == ["cam", "softmax", "70.0", "2.5"] and lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
     assert lines[7][:4] == ["centre", "Gaussian", "30.0", "10.0"]
-    text = report.summary(results)
+    text = tables.summary(results)
     assert "Top-1 91.7 ± 3.5 %, Top-5 100.0 %" in text and "95 % interval over images (1,000 resamples)" in text
-    assert "±" not in report.summary(RESULTS)
+    assert "±" not in tables.summary(RESULTS)
 
 
 def test_flat_names_of_intervals():
-    assert report.flatten({"a": 1, "interval": {"pxap": [2.0, 3.0], "maxboxacc": {30: [4.0, 5.0]}}}) == {
+    assert flatten({"a": 1, "interval": {"pxap": [2.0, 3.0], "maxboxacc": {30: [4.0, 5.0]}}}) == {
         "a": 1,
         "interval_pxap_low": 2.0,
         "interval_pxap_high": 3.0,
@@ -119,7 +121,7 @@ def test_wandb_never_stops_a_run(tmp_path, monkeypatch, broken):
     monkeypatch.setitem(sys.modules, "wandb", None if broken == "import" else fake)
     run = RunFolder(str(tmp_path), "run")
     run.open({})
-    wandb = Wandb(True, project=None, name="x", folder=None, run=run, config={})
+    wandb = WandbLogger(True, project=None, name="x", folder=run.path, config={})
     wandb.log_metrics({"loss": 1.0})
     wandb.log_results(RESULTS, [])
     wandb.close()
@@ -134,13 +136,13 @@ def test_wandb_is_offline_without_credentials(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("HOME", str(tmp_path))
     run = RunFolder(str(tmp_path), "run")
     run.open({})
-    Wandb(True, project="p", name="n", folder=None, run=run, config={})
+    WandbLogger(True, project="p", name="n", folder=run.path, config={})
     assert (started["mode"], started["project"], started["name"]) == ("offline", "p", "n")
     monkeypatch.setenv("WANDB_API_KEY", "x")
-    Wandb(True, project="p", name="n", folder=str(tmp_path / "w"), run=run, config={})
+    WandbLogger(True, project="p", name="n", folder=tmp_path / "w", config={})
     assert started["mode"] is None and started["dir"] == str(tmp_path / "w")
     started.clear()
-    Wandb(False, project="p", name="n", folder=None, run=run, config={})
+    WandbLogger(False, project="p", name="n", folder=run.path, config={})
     assert not started
 
 
@@ -148,7 +150,7 @@ def test_overlay_is_blue_where_low_and_red_where_high():
     image = np.full((20, 40, 3), 128, np.uint8)
     scoremap = np.zeros((10, 10), np.float32)
     scoremap[:, 5:] = 1
-    painted = figures.overlay(image, scoremap).astype(int)
+    painted = overlay(image, scoremap).astype(int)
     assert painted.shape == image.shape
     assert painted[10, -1, 0] > painted[10, -1, 2] + 30 and painted[10, 0, 2] > painted[10, 0, 0]
 
@@ -161,7 +163,7 @@ def test_map_grid_draws_maps_and_truth(tmp_path, truth):
     mask = np.zeros((224, 224), np.uint8)
     mask[40:160, 40:160] = 1
     example = figures.Example(
-        Image.new("RGB", (120, 80), (90, 90, 90)),
+        np.full((80, 120, 3), 90, np.uint8),
         "grey",
         dict.fromkeys(rows, scoremap),
         np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,

@@ -17,7 +17,7 @@ from config import parse_evaluation_args
 from wsol.cam import Variant
 from wsol.errors import InputError
 from wsol.evaluation import saved_maps
-from wsol.evaluation.saved_maps import find_rows, load_scoremap
+from wsol.evaluation.saved_maps import find_variants, load_scoremap
 
 NEEDS_LOGITS = ("top1_loc", "top1_loc_best", "top1_loc_val", "top5_loc", "normalization")
 
@@ -166,15 +166,15 @@ def test_both_names_of_a_map_and_rows_side_by_side(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = find_rows(tmp_path, ids)
+    found = find_variants(tmp_path, ids)
     assert {row: [str(f.relative_to(tmp_path)) for f in files] for row, files in found.items()} == {
         Variant("other"): ["other/a/x.jpg.npy", "other/b/y.npy", "other/c.npy"],
         Variant("row", "softmax"): ["row_softmax/a/x.npy", "row_softmax/b/y.png.npy", "row_softmax/c.npy"],
     }
-    assert list(find_rows(tmp_path / "row_softmax", ids)) == [Variant("row", "softmax")]
+    assert list(find_variants(tmp_path / "row_softmax", ids)) == [Variant("row", "softmax")]
     # Ids that share a stem do not share a map.
-    with pytest.raises(InputError, match="2 of 3 score maps are missing in .*row_softmax, those of a/x.jpg, a/x.png$"):
-        find_rows(tmp_path / "row_softmax", ["a/x.jpg", "a/x.png", "c"])
+    with pytest.raises(InputError, match="row_softmax lacks 2 of 3 score maps, those of a/x.jpg, a/x.png$"):
+        find_variants(tmp_path / "row_softmax", ["a/x.jpg", "a/x.png", "c"])
 
 
 def test_missing_maps_are_counted_before_any_is_read(shapes):
@@ -184,15 +184,16 @@ def test_missing_maps_are_counted_before_any_is_read(shapes):
         file.unlink()
     with pytest.raises(
         InputError,
-        match=r"6 of 12 score maps are missing in .*maps, those of test/0/2.png, test/0/3.png, "
-        r"test/1/0.png, \.\.\.$",
+        match=r"maps lacks 6 of 12 score maps, those of test/0/2.png, test/0/3.png, test/1/0.png and 3 more$",
     ):
         evaluation.main(command(shapes, "--scoremap_root", str(shapes / "maps")))
     shutil.rmtree(shapes / "maps")
-    with pytest.raises(InputError, match="maps is no folder"):
+    with pytest.raises(InputError, match="maps is not a folder"):
         evaluation.main(command(shapes, "--scoremap_root", str(shapes / "maps")))
     write_maps(shapes, shapes / "maps", "val")
-    with pytest.raises(InputError, match="none of the 12 images has a score map .*no test/0/0.npy, say; check --split"):
+    with pytest.raises(
+        InputError, match="have no score map of any of the 12 images; the first would be test/0/0.npy. Check --split"
+    ):
         evaluation.main(command(shapes, "--scoremap_root", str(shapes / "maps")))
 
 
@@ -226,22 +227,22 @@ def with_value(value) -> np.ndarray:
         (stored(np.zeros((1, 224, 224))), "is 1 x 224 x 224, not"),
         (stored(np.float64(0.5)), "is a single number"),
         (stored(np.zeros((0, 224))), "0"),
-        (stored(with_value(np.nan)), "holds NaN"),
+        (stored(with_value(np.nan)), "contains NaN"),
         (stored(with_value(np.inf)), "from 0 to inf, outside"),
         (stored(with_value(1.5)), "from 0 to 1.5, outside"),
         (stored(with_value(-0.25)), "from -0.25 to 0, outside"),
         (stored(np.full((224, 224), 255, np.uint8)), "from 255 to 255, outside"),
         (stored(np.zeros((224, 224), complex)), "complex128, not one array of real numbers"),
         (stored(np.full((224, 224), "a")), "not one array of real numbers"),
-        (stored(np.array([Bomb()]), allow_pickle=True), "not a whole .npy file"),
-        (stored(with_value(0))[:-1], "not a whole .npy file"),
-        (stored(with_value(0)).replace(b"(224, 224)", b"(9**9,224)"), "not a whole .npy file"),
-        (stored(with_value(0)).replace(b"(224, 224)", b"(22400000,)"), "not a whole .npy file"),
+        (stored(np.array([Bomb()]), allow_pickle=True), "not a complete .npy file"),
+        (stored(with_value(0))[:-1], "not a complete .npy file"),
+        (stored(with_value(0)).replace(b"(224, 224)", b"(9**9,224)"), "not a complete .npy file"),
+        (stored(with_value(0)).replace(b"(224, 224)", b"(22400000,)"), "not a complete .npy file"),
         (archive(), "an archive of arrays, not one array"),
-        (archive()[:50], "not a whole .npy file"),
-        (b"", "not a whole .npy file"),
-        (b"\x80\x04K\x01.", "not a whole .npy file"),
-        (b"hello", "not a whole .npy file"),
+        (archive()[:50], "not a complete .npy file"),
+        (b"", "not a complete .npy file"),
+        (b"\x80\x04K\x01.", "not a complete .npy file"),
+        (b"hello", "not a complete .npy file"),
     ],
 )
 def test_a_file_that_is_no_map_is_named(tmp_path, monkeypatch, content, message):
@@ -277,9 +278,9 @@ def test_maps_of_any_real_type_are_read(tmp_path, dtype, read_as):
     "more, message",
     [
         (["--split", "val", "--val_scoremap_root", "x"], "--val_scoremap_root chooses thresholds for the test split"),
-        (["--multi_iou_eval", "FALSE", "--iou_threshold_list", "30", "70"], "reads the IoU threshold 50"),
-        (["--out", "nowhere/x.json"], "no folder nowhere"),
-        (["--dataset_name", "../Shapes"], "is not a folder's name"),
+        (["--multi_iou_eval", "FALSE", "--iou_threshold_list", "30", "70"], "needs the IoU threshold 50"),
+        (["--out", "nowhere/x.json"], "the folder nowhere is missing"),
+        (["--dataset_name", "../Shapes"], "is not the name of a folder"),
         (["--val_scoremap_root", "maps/other"], "lacks the maps"),
     ],
 )
@@ -320,7 +321,7 @@ def test_the_command_as_it_is_typed(shapes, monkeypatch, capsys):
     assert evaluation.run_from_shell() == 2  # the error of a worker process, in one line
     assert capsys.readouterr() == (
         "",
-        "error: the score map maps/test/2/3.npy holds NaN; write zeros where a method gives no map\n",
+        "error: the score map maps/test/2/3.npy contains NaN; write zeros where a method gives no map\n",
     )
 
 
@@ -329,5 +330,5 @@ def test_flags_that_saved_maps_have_no_use_for_and_a_folder_to_write_to(tmp_path
     with pytest.raises(SystemExit) as refused:
         parse_evaluation_args([*flags, "--fidelity", "all"])
     assert refused.value.code == 2 and "unrecognized arguments: --fidelity" in capsys.readouterr().err
-    with pytest.raises(InputError, match="is a folder; name a file in it"):
+    with pytest.raises(InputError, match="is a folder; give the name of a file in it"):
         parse_evaluation_args([*flags, "--out", str(tmp_path)])

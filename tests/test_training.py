@@ -14,14 +14,39 @@ SETTINGS = dict(lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=1e-4)
 
 
 def test_learning_rate_falls_at_the_start_of_epochs_n_2n():
-    rates = [training.learning_rate(1.0, epoch, 3) for epoch in range(1, 8)]
-    assert rates == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+    factors = [training.decay(epoch, 3) for epoch in range(1, 8)]
+    assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 4])
+def test_every_group_follows_the_schedule_also_after_a_resume(done):
+    """The rates that SGD gets, epoch by epoch; a run that resumes after `done` epochs gets the same ones."""
+    dual = dualize(TinyNet(5)).set_trainable(["trunk", "sigmoid_head"])
+    settings = dict(classifier_ratio=10, momentum=0.9, weight_decay=0.0)
+    trainer = training.Trainer(
+        loader_of(torch.randn(4, 3, 32, 32)),
+        torch.device("cpu"),
+        seed=0,
+        set_epoch=lambda *_: None,
+        decay_frequency=2,
+        **settings,
+    )
+    objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
+    resumed = {"epoch": done, "optimizer": training.make_optimizer(dual, lr=7.0, **settings).state_dict()}
+    rates = {
+        epoch.number: (epoch.lr, *(group["lr"] for group in epoch.optimizer.param_groups))
+        for epoch in trainer.fit(dual, objective, "b2", epochs=5, lr=1e-3, resumed=resumed if done else None)
+    }
+    factors = {1: 1.0, 2: 0.1, 3: 0.1, 4: 0.01, 5: 0.01}
+    assert list(rates) == list(range(done + 1, 6))
+    for number, found in rates.items():
+        assert found == pytest.approx((1e-3 * factors[number], 1e-3 * factors[number], 1e-2 * factors[number]))
 
 
 def test_heads_learn_ten_times_as_fast():
     dual = dualize(TinyNet(5)).set_trainable(["trunk", "softmax_head", "sigmoid_head"])
     trunk, heads = training.make_optimizer(dual, **SETTINGS).param_groups
-    assert (trunk["lr"], heads["lr"], trunk["ratio"], heads["ratio"]) == (0.1, 1.0, 1, 10)
+    assert (trunk["lr"], heads["lr"]) == (0.1, 1.0)
     assert trunk["nesterov"] and heads["momentum"] == 0.9
     ids = {id(p) for p in heads["params"]}
     assert ids == {id(p) for head in dual.heads().values() for p in head.parameters()}
@@ -30,7 +55,7 @@ def test_heads_learn_ten_times_as_fast():
 def test_only_what_may_learn_is_optimized():
     dual = dualize(TinyNet(5))
     (group,) = training.make_optimizer(dual, **SETTINGS).param_groups
-    assert [p.shape for p in group["params"]] == [(5, 16), (5,)] and group["ratio"] == 10
+    assert [p.shape for p in group["params"]] == [(5, 16), (5,)] and group["lr"] == 1.0
     with pytest.raises(InputError, match="nothing is left to train"):
         training.make_optimizer(dual.set_trainable([]), **SETTINGS)
 
@@ -105,6 +130,6 @@ def test_devices(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
     assert device.select_device([1]) == torch.device("cuda", 1) and chosen == [1] and not warned
-    assert device.select_device([0, 1]) == torch.device("cuda", 0) and "one process" in warned[0]
+    assert device.select_device([0, 1]) == torch.device("cuda", 0) and "one device per process" in warned[0]
     with pytest.raises(InputError, match="--gpus 2: this machine has the CUDA devices 0..1"):
         device.select_device([2])

@@ -1,4 +1,4 @@
-"""Which device a command computes on, and how batches get there."""
+"""The device that a command computes on, and how batches get there."""
 
 from collections.abc import Sequence
 
@@ -9,17 +9,11 @@ from wsol.errors import InputError
 from wsol.log import log
 
 
-def to_device(images: Tensor, device: torch.device) -> Tensor:
-    """Move a batch; images (B, 3, H, W) become channels-last, which convolutions run up to twice as fast."""
-    layout = torch.channels_last if images.ndim == 4 else torch.contiguous_format
-    return images.to(device, memory_format=layout, non_blocking=True)
-
-
 def select_device(indices: Sequence[int]) -> torch.device:
-    """The first of the CUDA devices asked for, or the CPU, with a warning, where there is no CUDA.
+    """The first of the requested CUDA devices, or the CPU, with a warning, where there is no CUDA.
 
     Raises:
-        InputError: there is CUDA, but no device of that number.
+        InputError: there is CUDA, but no device with this index.
     """
     if not torch.cuda.is_available():
         log.warning("no CUDA device: running on the CPU")
@@ -29,8 +23,14 @@ def select_device(indices: Sequence[int]) -> torch.device:
         if index >= present:
             raise InputError(f"--gpus {index}: this machine has the CUDA devices 0..{present - 1}")
     if len(indices) > 1:
-        log.warning("one process works on one device: of --gpus %s only %d is used", indices, indices[0])
-    torch.cuda.set_device(indices[0])  # else pinning memory opens a context on device 0
+        log.warning("uses one device per process: %d of --gpus %s", indices[0], ",".join(map(str, indices)))
+    torch.cuda.set_device(indices[0])  # otherwise pinning memory opens a context on device 0
     torch.backends.cudnn.deterministic = True  # same seed, same machine: same numbers
     log.info("device: %s", torch.cuda.get_device_name(indices[0]))
     return torch.device("cuda", indices[0])
+
+
+def to_device(images: Tensor, device: torch.device) -> Tensor:
+    """Move a batch. Images (B, 3, H, W) become channels-last, which makes convolutions up to twice as fast."""
+    memory_format = torch.channels_last if images.ndim == 4 else torch.contiguous_format
+    return images.to(device, memory_format=memory_format, non_blocking=True)

@@ -1,14 +1,16 @@
-"""The exception for mistakes of the person at the keyboard, and helpers that word its messages."""
+"""The exception for a user's mistakes, and helpers that word its messages."""
 
+from __future__ import annotations
+
+import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Something given by the user cannot be used: a flag, a file, a folder.
+    """Something that the user gave cannot be used: a flag, a file, a folder.
 
-    The message is one line that names the thing and the remedy. `main.py` and
-    the scripts print it behind "error:" and leave with exit code 2; a
-    traceback, by contrast, always means a defect of the program.
+    The message is one line that names the thing and the remedy. Commands print it after "error:" and exit with code 2;
+    a traceback, by contrast, is always a defect of the program.
     """
 
     def __init__(self, message: str):
@@ -17,7 +19,7 @@ class InputError(ValueError):
 
 
 def plain_name(what: str, name: str) -> str:
-    """The name, if it can be that of one folder below another; an InputError otherwise."""
+    """Return the name if a folder can have it; otherwise raise InputError."""
     if (
         not name
         or name in (".", "..")
@@ -26,24 +28,22 @@ def plain_name(what: str, name: str) -> str:
         or len(name.encode()) > 255
         or name != name.strip()
     ):
-        raise InputError(f"{what} {name!r} is not a folder's name: one name, without slashes")
+        raise InputError(f"{what} {name!r} is not the name of a folder: one name, without slashes")
     return name
 
 
-def nearest(name: str, known) -> str:
-    """ "; did you mean 'x'?" for the closest of the known names (of equally close ones the first), or ""."""
-    import difflib
-
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The hint "; did you mean 'x'?" with the closest known name (the first of equally close ones), or ""."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=10)
     if not close:
         return ""
-    closeness = {candidate: difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close}
-    best = min(close, key=lambda candidate: (-closeness[candidate], known.index(candidate)))
+    ratios = {candidate: difflib.SequenceMatcher(None, candidate, name).ratio() for candidate in close}
+    best = min(close, key=lambda candidate: (-ratios[candidate], known.index(candidate)))
     return f"; did you mean '{best}'?"
 
 
 def first_few(names: Iterable[object], most: int = 3) -> str:
-    """ "a, b, c and 4 more": the first few of many names, for a message of one line."""
+    """The first few of many names, for a message of one line: "a, b, c and 4 more"."""
     words = [str(name) for name in names]
     return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsol.errors import InputError
 
@@ -47,3 +51,10 @@ def write_file(path: Path | str, content: str | bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+def npy_bytes(array: NDArray) -> bytes:
+    """The content of a .npy file, to be written by `write_file`: np.save itself does not say that a disk is full."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return content.getvalue()

@@ -1,50 +1,71 @@
-"""The losses of Dual-CAM and how the model structures combine them."""
+"""The losses of Dual-CAM by name (LOSSES), and how each model structure combines them (OBJECTIVES).
+
+torch is imported inside the losses, so that the command line can list their names without it.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import torch.nn.functional as F
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-from wsol.classifier import Output
+    from wsol.classifier import Output
+
+Loss = Callable[["Tensor", "Tensor"], "Tensor"]  # logits (N, K), labels (N,) → scalar
+Objective = Callable[["Output", "Tensor"], "Tensor"]  # both heads' logits, labels (N,) → scalar
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Softmax cross entropy, mean over images. logits: (N, K); labels: (N,) class indices."""
+    from torch.nn import functional
+
+    return functional.cross_entropy(logits, labels)
 
 
 def class_balanced_bce(logits: Tensor, labels: Tensor) -> Tensor:
-    """Binary cross entropy over all K classes with the positive class weighted K - 1.
+    """Binary cross entropy over all K classes with the positive class weighted K - 1, mean over N * K.
 
-    One of K labels is positive, so this weight gives positives and negatives the
-    same say. Mean over N * K (Dual-CAM, BMVC 2025).
+    One of K labels is positive, so this weight gives positives and negatives the same influence (Dual-CAM, BMVC 2025).
 
     Args:
-        logits: (N, K); labels: (N,) class indices.
+        logits: (N, K).
+        labels: (N,) class indices.
     """
+    from torch.nn import functional
+
     num_classes = logits.shape[1]
-    one_hot = F.one_hot(labels, num_classes).to(logits.dtype)
-    # max(): with one class there is no negative to balance, and weight 0 would leave no loss.
+    one_hot = functional.one_hot(labels, num_classes).to(logits.dtype)
+    # max(): with one class there is no negative to balance, and a weight of 0 would leave no loss.
     weight = logits.new_tensor(max(num_classes - 1, 1))
-    return F.binary_cross_entropy_with_logits(logits, one_hot, pos_weight=weight)
+    return functional.binary_cross_entropy_with_logits(logits, one_hot, pos_weight=weight)
 
 
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "cross_entropy": F.cross_entropy,
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
     "binary_cross_entropy": class_balanced_bce,
 }
 
-Objective = Callable[[Output, Tensor], Tensor]
-
 
 def vanilla(c1: str, c2: str) -> Objective:
-    """One head, loss c1."""
+    """One head with the loss c1."""
     return lambda output, labels: LOSSES[c1](output.logits, labels)
 
 
 def one_branch(c1: str, c2: str) -> Objective:
-    """One head that serves both losses, c1 + c2 on the same logits."""
+    """One head with both losses, c1 + c2 on the same logits."""
     return lambda output, labels: LOSSES[c1](output.logits, labels) + LOSSES[c2](output.logits, labels)
 
 
 def two_branches(c1: str, c2: str) -> Objective:
-    """c1 on the softmax head + c2 on the sigmoid branch; a frozen head adds a constant."""
-    return lambda output, labels: LOSSES[c1](output.logits, labels) + LOSSES[c2](output.sigmoid_logits, labels)
+    """c1 on the softmax head + c2 on the sigmoid branch. For a frozen softmax head, c1 is a constant."""
+
+    def objective(output: Output, labels: Tensor) -> Tensor:
+        assert output.sigmoid_logits is not None, "b2 trains a network with a sigmoid branch"
+        return LOSSES[c1](output.logits, labels) + LOSSES[c2](output.sigmoid_logits, labels)
+
+    return objective
 
 
 # --model_structure → objective(c1, c2)

@@ -4,7 +4,6 @@ Formats: what `torch.save` writes (pickles of plain values only) and `.safetenso
 """
 
 import pickle
-import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,14 +40,14 @@ def read(path: Path | str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols before it refuses a file
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = re.sub(r"\x1b\[[0-9;]*m", "", str(error).splitlines()[0])  # without torch's colours
+    except pickle.UnpicklingError:
         raise InputError(
-            f"{path} is not a checkpoint of plain tensors and values, so it was not loaded ({reason}); "
-            "save it again with torch.save({'state_dict': model.state_dict()}, ...)"
+            f"{path} is not a checkpoint of tensors and plain values alone, so it was not loaded: it could run "
+            "code; save it again with torch.save({'state_dict': model.state_dict()}, ...)"
         ) from None
     except Exception as error:  # zip, pickle, safetensors and storage readers each raise their own kind
-        raise InputError(f"{path} is not a checkpoint or is cut off ({type(error).__name__}: {error})") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0]
+        raise InputError(f"{path} is not a checkpoint or is cut off ({reason})") from None
 
 
 def load(path: Path | str) -> dict[str, Any]:

@@ -1,13 +1,17 @@
-"""Training: the optimizer and schedule of the references, one epoch, features computed once."""
+"""Training: the references' optimizer and schedule, one epoch, and features that are computed once."""
+
+from __future__ import annotations
 
 import re
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from wsol.classifier import Classifier, Output, eval_mode
@@ -15,44 +19,60 @@ from wsol.device import to_device
 from wsol.errors import InputError
 from wsol.log import progress
 from wsol.losses import Objective
-from wsol.run.history import History
 
 FEATURE_CACHE_BYTES = 2 * 1024**3
 
 
 def seed_everything(*entropy: int) -> None:
-    """Seed torch's and NumPy's global generators from a tuple of whole numbers, such as (seed, stage, epoch)."""
+    """Seed the global generators of torch and NumPy from a tuple of integers such as (seed, stage, epoch)."""
     state = int(np.random.SeedSequence(entropy).generate_state(1)[0])
     np.random.seed(state)
     torch.manual_seed(state)
 
 
-def learning_rate(base: float, epoch: int, decay_frequency: int) -> float:
-    """x 0.1 at the start of epochs N, 2N, ... counted from 1: N - 1 epochs at the first rate (wsolevaluation)."""
-    return base * 0.1 ** (epoch // decay_frequency)
+def decay(epoch: int, frequency: int) -> float:
+    """The factor of the learning rate in an epoch (from 1): 0.1 from epoch N on, 0.01 from epoch 2N on, ...
+
+    So there are N - 1 epochs at the first rate, as in wsolevaluation.
+    """
+    return 0.1 ** (epoch // frequency)
 
 
 def make_optimizer(
     model: Classifier, *, lr: float, classifier_ratio: float, momentum: float, weight_decay: float
 ) -> torch.optim.SGD:
-    """SGD with Nesterov momentum over what may learn; `model.fast`, or else the heads, `classifier_ratio` times as fast.
+    """SGD with Nesterov momentum over the trainable parameters.
 
-    Each group keeps its `ratio`, so that a schedule can set its rate from the base rate.
+    Args:
+        lr: learning rate of the trunk.
+        classifier_ratio: learning-rate multiplier of the parameters that `model.fast` matches, or else of the heads.
+
+    Raises:
+        InputError: no parameter is trainable.
     """
     names = model.published_parameters()
     if model.fast is None:
         fast = {p for head in model.heads().values() for p in head.parameters()}
     else:
         fast = {p for name, p in names.items() if re.match(model.fast, name)}
-    learning = [p for p in names.values() if p.requires_grad]
+    trainable = [p for p in names.values() if p.requires_grad]
+    if not trainable:
+        raise InputError("nothing is left to train, because everything is frozen; see --unfreeze_layer")
+    # `initial_lr` is what LambdaLR multiplies.
     groups = [
-        {"params": [p for p in learning if p not in fast], "lr": lr, "ratio": 1.0},
-        {"params": [p for p in learning if p in fast], "lr": lr * classifier_ratio, "ratio": classifier_ratio},
+        {"params": [p for p in trainable if p not in fast], "lr": lr, "initial_lr": lr},
+        {
+            "params": [p for p in trainable if p in fast],
+            "lr": lr * classifier_ratio,
+            "initial_lr": lr * classifier_ratio,
+        },
     ]
-    if not learning:
-        raise InputError("nothing is left to train: everything is frozen; see --unfreeze_layer")
     return torch.optim.SGD(
-        [g for g in groups if g["params"]], lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=momentum > 0
+        [group for group in groups if group["params"]],
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=momentum > 0,
     )
 
 
@@ -67,14 +87,14 @@ def train_one_epoch(
     """One pass over a loader of (inputs, labels, indices).
 
     Returns:
-        loss (mean over images) and top1 (percent, of the softmax head while it learns).
+        loss: mean over images. top1: accuracy of the softmax head in percent, measured while it trains.
 
     Raises:
-        InputError: the loss is no longer a finite number.
+        InputError: the loss or a weight is no longer finite.
     """
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    correct = torch.zeros((), dtype=torch.int64, device=device)
-    images = 0
+    num_correct = torch.zeros((), dtype=torch.int64, device=device)
+    num_images = 0
     for inputs, labels, _ in progress(loader, title):
         inputs, labels = to_device(inputs, device), labels.to(device)
         output = forward(inputs)
@@ -84,52 +104,64 @@ def train_one_epoch(
         optimizer.step()
         # Sums stay on the device: reading them at every step would make a GPU wait.
         loss_sum += loss.detach() * len(labels)
-        correct += (output.logits.detach().argmax(dim=1) == labels).sum()
-        images += len(labels)
-    learnt = [p for group in optimizer.param_groups for p in group["params"]]
-    if not torch.isfinite(loss_sum) or not all(torch.isfinite(p).all() for p in learnt):
+        num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
+        num_images += len(labels)
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    if not torch.isfinite(loss_sum) or not all(torch.isfinite(p).all() for p in trained):
         raise InputError(
             f"the loss or the weights are no longer finite ({title}); try a smaller --lr "
             "(--vanilla_lr in the vanilla stage of b2)"
         )
-    return {"loss": loss_sum.item() / images, "top1": 100 * correct.item() / images}
+    return {"loss": loss_sum.item() / num_images, "top1": 100 * num_correct.item() / num_images}
 
 
-def features_can_be_cached(model: Classifier, dataset) -> bool:
-    """Do the head's inputs stay the same from epoch to epoch? A frozen trunk and neck, and images without augmentation."""
+def features_can_be_cached(model: Classifier, dataset: Any) -> bool:
+    """Whether the head's inputs are the same in every epoch: trunk and neck frozen, images not augmented."""
     return model.trunk_is_frozen and getattr(dataset, "augment", None) == "none"
 
 
 @torch.no_grad()
 def cache_features(model: Classifier, loader: DataLoader, device: torch.device) -> TensorDataset | None:
-    """The head's input for every image of a loader in dataset order, as (features, label, index).
+    """The head's input for every image of a loader, in the order of the data set, as (features, label, index).
 
-    None where the logits are not simply the head's output (something follows the
-    head), or the features would take more than FEATURE_CACHE_BYTES of memory.
+    None if the logits are not simply the head's output (a layer follows the head), or if the features would take more
+    than FEATURE_CACHE_BYTES of memory.
     """
-    features, labels = [], []
+    features: list[Tensor] = []
+    labels: list[Tensor] = []
+    num_images = len(loader.dataset)  # type: ignore[arg-type]  # all our data sets have a length
     with eval_mode(model):
         for images, batch_labels, _ in progress(loader, "features"):
             images = to_device(images, device)
             batch = model.head_input(images)
             if not features:
-                size = batch[0].numel() * batch.element_size() * len(loader.dataset)
+                size = batch[0].numel() * batch.element_size() * num_images
                 if size > FEATURE_CACHE_BYTES or not torch.equal(model.classify(batch).logits, model(images).logits):
                     return None
             features.append(batch.cpu())
             labels.append(batch_labels)
-    return TensorDataset(torch.cat(features), torch.cat(labels), torch.arange(len(loader.dataset)))
+    return TensorDataset(torch.cat(features), torch.cat(labels), torch.arange(num_images))
+
+
+class Epoch(NamedTuple):
+    """A finished epoch: its number from 1, what `train_one_epoch` returned, the trunk's learning rate, its seconds."""
+
+    number: int
+    figures: dict[str, float]
+    lr: float
+    seconds: float
+    optimizer: torch.optim.Optimizer
 
 
 class Trainer:
     """Trains one model after another, stage by stage, on the same images.
 
     Args:
-        loader: gives (images, labels, indices), shuffled.
-        seed: every epoch is seeded by (seed, stage, epoch), so a run that goes on
-            from a checkpoint draws what an undisturbed one draws.
-        set_epoch: tells the loader the moment, (stage as a number, epoch), that its draws depend on.
-        decay_frequency: see learning_rate; the others: see make_optimizer.
+        loader: yields (images, labels, indices), shuffled.
+        seed: every epoch is seeded by (seed, stage, epoch), so that a resumed run draws what an undisturbed one draws.
+        set_epoch: tells the loader the moment, (stage as a number, epoch), that its random draws depend on.
+        decay_frequency: see `decay`.
+        optimizer_settings: see `make_optimizer`.
     """
 
     def __init__(
@@ -140,62 +172,60 @@ class Trainer:
         seed: int,
         set_epoch: Callable[[DataLoader, tuple[int, int]], None],
         decay_frequency: int,
-        **optimizer_settings,
+        **optimizer_settings: float,
     ):
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
-        self._features: TensorDataset | None = None  # for all stages that leave trunk and neck as they are
+        self._features: TensorDataset | None = None  # shared by all stages that leave trunk and neck unchanged
         self._features_tried = False
 
     def fit(
         self,
         model: Classifier,
         objective: Objective,
-        history: History,
+        stage: str,
         *,
         epochs: int,
         lr: float,
-        resumed: dict | None = None,
-        validate: Callable[[Classifier], dict] | None = None,
-    ) -> None:
-        """Train for `epochs` epochs (those of `resumed` counted in) and let `history` keep each.
+        resumed: dict[str, Any] | None = None,
+    ) -> Iterator[Epoch]:
+        """Train up to epoch `epochs`, yielding after each epoch.
 
-        validate(model) gives the figures of the val split.
+        Args:
+            stage: the name that seeds depend on and that progress bars show.
+            lr: the trunk's learning rate in the first epochs.
+            resumed: the checkpoint to continue from ("epoch", "optimizer"); its epochs count.
         """
         model.to(self.device)
-        start = 0
-        if resumed is not None:
-            start = resumed["epoch"]
-        elif not epochs:  # nothing to train, but something to evaluate later
-            history.save_untrained(model)
-        if start >= epochs:
+        done = 0 if resumed is None else resumed["epoch"]
+        if done >= epochs:
             return
         optimizer = make_optimizer(model, lr=lr, **self.optimizer_settings)
         if resumed is not None and resumed["optimizer"] is not None:  # None: the checkpoint of a run of 0 epochs
-            asked_for = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+            requested = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(resumed["optimizer"])
-            for group, settings in zip(optimizer.param_groups, asked_for, strict=True):
+            for group, settings in zip(optimizer.param_groups, requested, strict=True):
                 group.update(settings)
-        began = time.perf_counter()
+        # LambdaLR counts finished epochs.
+        schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
+        start = time.perf_counter()
         forward, loader = self._inputs(model)
-        for epoch in range(start + 1, epochs + 1):
-            rate = learning_rate(lr, epoch, self.decay_frequency)
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group["ratio"]
-            moment = (zlib.crc32(history.stage.encode()), epoch)
+        for number in range(done + 1, epochs + 1):
+            moment = (zlib.crc32(stage.encode()), number)
             seed_everything(self.seed, *moment)
             self.set_epoch(loader, moment)
             model.train()
-            figures = train_one_epoch(
-                forward, loader, objective, optimizer, self.device, f"{history.stage} epoch {epoch}"
+            figures = train_one_epoch(forward, loader, objective, optimizer, self.device, f"{stage} epoch {number}")
+            yield Epoch(
+                number, figures, lr * decay(number, self.decay_frequency), time.perf_counter() - start, optimizer
             )
-            history.record(epoch, figures, model, optimizer, validate, lr=rate, seconds=time.perf_counter() - began)
-            began = time.perf_counter()
+            start = time.perf_counter()
+            schedule.step()
 
     def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
-        """What to run on which batches: the heads on cached features where that changes nothing, or all on images."""
+        """What to run on which batches: the heads on cached features if possible, otherwise the network on images."""
         if not features_can_be_cached(model, self.loader.dataset):
-            # What was cached before this stage is of a trunk or neck that it may change.
+            # Features cached before this stage belong to a trunk or neck that it may change.
             self._features, self._features_tried = None, False
             return model, self.loader
         if not self._features_tried:

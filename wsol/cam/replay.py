@@ -126,11 +126,11 @@ def _returning(module: nn.Module, outputs: Sequence[Any]) -> AbstractContextMana
 def _with_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
     """Replace a module's forward inside the block."""
     own = vars(module).get("forward")  # most modules have only that of their class
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     try:
         yield
     finally:
         if own is None:
             del module.forward
         else:
-            module.forward = own  # type: ignore[method-assign]
+            module.forward = own

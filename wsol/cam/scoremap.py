@@ -5,11 +5,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import get_method
 from wsol.cam.variant import Variant
+from wsol.classifier import Output
 
 
 def to_scoremaps(
@@ -53,6 +55,20 @@ def to_scoremaps(
     return maps.masked_fill(degenerate[:, None, None], 0).clamp(0, 1), degenerate
 
 
+class Prediction(NamedTuple):
+    """What explains a batch's predicted classes, for fidelity.
+
+    Attributes:
+        images: (B, 3, H, W), normalized, on the model's device.
+        raw: variant → (B, h, w), raw maps of the class that the softmax head predicts.
+        output: the logits of both heads.
+    """
+
+    images: Tensor
+    raw: dict[Variant, Tensor]
+    output: Output
+
+
 class ScoreMaps(NamedTuple):
     """The score maps of one batch on the CPU, as inference passes them to evaluation.
 
@@ -63,11 +79,13 @@ class ScoreMaps(NamedTuple):
         sigmoid_logits: (B, K) float32; None without a branch.
         maps: variant → (B, H, W) float32 in [0, 1].
         degenerate: variant → (B,) bool, see to_scoremaps.
+        prediction: where fidelity is measured.
     """
 
-    indices: np.ndarray
-    labels: np.ndarray
+    indices: NDArray[np.int64]
+    labels: NDArray[np.int64]
     logits: Tensor | None
     sigmoid_logits: Tensor | None
-    maps: dict[Variant, np.ndarray]
-    degenerate: dict[Variant, np.ndarray]
+    maps: dict[Variant, NDArray[np.float32]]
+    degenerate: dict[Variant, NDArray[np.bool_]]
+    prediction: Prediction | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsol.datasets.reader import SplitMetadata, read_lines, read_split
+from wsol.datasets.reader import SplitMetadata, read_lines, read_split, require_annotation
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info, image_root, will_be_generated
 from wsol.datasets.split_files import check_files, require_first_image, skip_bad_images
 from wsol.errors import InputError, first_few
@@ -92,8 +92,8 @@ def load_data(
             "image_ids_proxy.txt" if split == "train" and proxy_training_set else "image_ids.txt",
             with_localization=split != "train",
         )
-        if split != "train" and metadata.boxes is None and metadata.masks is None:
-            raise InputError(f"{folder / split} has neither boxes nor masks: localization.txt is missing or empty")
+        if split != "train":
+            require_annotation(metadata, folder)
         if split == "val" and num_val_sample_per_class:
             metadata = sample_per_class(metadata, num_val_sample_per_class, seed)
         data.splits[split] = metadata

@@ -124,6 +124,19 @@ def read_split(
     return metadata
 
 
+def require_annotation(metadata: SplitMetadata, folder: Path) -> None:
+    """InputError if nothing can be measured on a split, because it has neither boxes nor masks.
+
+    Args:
+        folder: that of the data set's metadata, for the message.
+    """
+    if metadata.boxes is None and metadata.masks is None:
+        raise InputError(
+            f"{folder / metadata.split} has neither boxes nor masks, so nothing can be measured on this split: "
+            "localization.txt is missing or empty"
+        )
+
+
 def read_ids(path: Path) -> list[str]:
     """The lines of an image_ids.txt.
 

@@ -20,9 +20,9 @@ from tabulate import tabulate
 from wsol.cam import Variant
 from wsol.errors import InputError, first_few
 from wsol.evaluation.per_image import PerImage
+from wsol.evaluation.results import flatten
 from wsol.log import progress
 from wsol.metrics.bootstrap import draw, interval, right_replicates
-from wsol.run.report import flatten
 
 CLASSIFICATION = "classification"  # the softmax head's accuracy, beside the rows of the table
 # Settings that change what a number means: runs must agree in them.

@@ -1,16 +1,19 @@
-"""Everything measured on one split: classification, each row's localization, the centre baseline."""
+"""Everything measured on one split: classification, the localization of each variant, the centre baseline."""
+
+from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from wsol.cam import ScoreMaps, Variant
-from wsol.datasets.masks import load_masks
 from wsol.datasets.reader import SplitMetadata
-from wsol.evaluation.fidelity import FidelityEvaluation
+from wsol.evaluation.ground_truth import GroundTruth
 from wsol.evaluation.per_image import PerImage, RowOutcomes
 from wsol.log import log
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
@@ -19,10 +22,14 @@ from wsol.metrics.records import MAX_PIXEL_IMAGES
 
 
 class Localization:
-    """The metrics that a split's annotation allows, for one row: boxes, masks, or both.
+    """The localization metrics that a split's annotation allows, for one variant: of boxes, of masks, or of both.
 
-    gt_boxes "first": GT-Loc, Top-1 and Top-5 Loc ask for an image's first ground-truth box, as Dual-CAM's code does;
-    MaxBoxAcc (V1, too) asks for any box all the same. record: keep what each image did, for `outcomes`.
+    Args:
+        metadata: the split.
+        interval, iou_thresholds, loc_threshold: see BoxAccuracy.
+        gt_boxes: "first": GT-Loc, Top-1 and Top-5 Loc use an image's first ground-truth box only, as Dual-CAM's code
+            does. MaxBoxAcc (V1, too) uses any box all the same.
+        record: keep what happened to each image, for `outcomes`.
     """
 
     def __init__(
@@ -35,7 +42,7 @@ class Localization:
         gt_boxes: str = "any",
         record: bool = False,
     ):
-        def box_accuracy():
+        def box_accuracy() -> BoxAccuracy:
             return BoxAccuracy(interval, tuple(iou_thresholds), loc_threshold, record=record)
 
         self.boxes = box_accuracy() if metadata.boxes is not None else None
@@ -43,230 +50,231 @@ class Localization:
         self.pixels = PixelAveragePrecision(interval, record=record) if metadata.masks is not None else None
         self.num_degenerate = 0
 
-    def update(
-        self,
-        maps: np.ndarray,
-        boxes: Sequence[np.ndarray] | None,
-        masks: np.ndarray | None,
-        correct: Mapping[str, np.ndarray],
-    ) -> None:
-        """Add score maps (B, 224, 224) with their images' boxes and masks; correct: see top_k_correct."""
-        if self.boxes is not None:
-            self.boxes.update(maps, boxes, **correct)
-        if self.first_box is not None:
-            self.first_box.update(maps, [of_image[:1] for of_image in boxes], **correct)
-        if self.pixels is not None:
-            self.pixels.update(maps, masks)
+    def update(self, maps: NDArray[np.floating], truth: GroundTruth, correct: Mapping[str, NDArray[np.bool_]]) -> None:
+        """Add score maps (B, 224, 224) with the ground truth of their images; correct: see `top_k_correct`."""
+        if self.boxes is not None and truth.boxes is not None:
+            self.boxes.update(maps, truth.boxes, **correct)
+            if self.first_box is not None:
+                self.first_box.update(maps, [boxes[:1] for boxes in truth.boxes], **correct)
+        if self.pixels is not None and truth.masks is not None:
+            self.pixels.update(maps, truth.masks)
 
-    def update_shared(self, scoremap: np.ndarray, boxes: Sequence[np.ndarray] | None, masks: np.ndarray | None) -> None:
-        """Add images that share one score map (224, 224): the centre baseline."""
-        if self.boxes is not None:
-            self.boxes.update_shared(scoremap, boxes)
-        if self.first_box is not None:
-            self.first_box.update_shared(scoremap, [of_image[:1] for of_image in boxes])
-        if self.pixels is not None:
-            self.pixels.update(np.broadcast_to(scoremap, masks.shape), masks)
+    def update_shared(self, scoremap: NDArray[np.floating], truth: GroundTruth) -> None:
+        """Add images that share one score map (224, 224), as the centre baseline does."""
+        if self.boxes is not None and truth.boxes is not None:
+            self.boxes.update_shared(scoremap, truth.boxes)
+            if self.first_box is not None:
+                self.first_box.update_shared(scoremap, [boxes[:1] for boxes in truth.boxes])
+        if self.pixels is not None and truth.masks is not None:
+            self.pixels.update(np.broadcast_to(scoremap, truth.masks.shape), truth.masks)
 
-    def merge(self, other: "Localization") -> None:
-        """Add what another one of the same settings has counted."""
+    def merge(self, other: Localization) -> None:
+        """Add the counts of another one with the same settings."""
         for name in ("boxes", "first_box", "pixels"):
             if getattr(self, name) is not None:
                 getattr(self, name).merge(getattr(other, name))
         self.num_degenerate += other.num_degenerate
 
     def performance(self, multi_contour_eval: bool = True, multi_iou_eval: bool = True) -> float:
-        """The one number that wsolevaluation's evaluate_wsol gives, per cent.
+        """The one number, in percent, that wsolevaluation's evaluate_wsol returns.
 
-        Boxes: the mean over all IoU thresholds of the accuracy at each one's best threshold tau, or with
-        multi_iou_eval False that at 50; multi_contour_eval False: of the largest contour alone. Masks alone: PxAP.
+        Boxes: the accuracy at the best threshold tau, averaged over the IoU thresholds. Masks alone: PxAP.
+
+        Args:
+            multi_contour_eval: False: only the box of the largest contour counts.
+            multi_iou_eval: False: the accuracy at IoU threshold 50 instead of the average.
         """
-        if self.boxes is None:
-            return self.pixels.compute()["pxap"]
-        curves = self.boxes.curve("multi" if multi_contour_eval else "single")["maxboxacc"]
-        return float(np.mean([curve.max() for curve in curves.values()]) if multi_iou_eval else curves[50].max())
-
-    def compute(self, val: "Localization | None" = None) -> dict:
-        """Metrics by their keys in results.json (percent); val gives the thresholds of gt_loc_val and top1_loc_val."""
-        found = {}
         if self.boxes is not None:
-            found |= self.boxes.compute(val.boxes if val is not None else None)
+            curves = self.boxes.curve("multi" if multi_contour_eval else "single")["maxboxacc"]
+            return float(np.mean([curve.max() for curve in curves.values()]) if multi_iou_eval else curves[50].max())
+        assert self.pixels is not None, "an evaluated split has boxes or masks"
+        return self.pixels.compute()["pxap"]
+
+    def compute(self, val: Localization | None = None) -> dict[str, Any]:
+        """The metrics in percent, keys as in results.json; val gives the thresholds of gt_loc_val and top1_loc_val."""
+        metrics: dict[str, Any] = {}
+        if self.boxes is not None:
+            metrics |= self.boxes.compute(val.boxes if val is not None else None)
         if self.first_box is not None:
             of_first = self.first_box.compute(val.first_box if val is not None else None)
-            tau = with_gt_boxes(found["tau"], of_first["tau"])
-            found = with_gt_boxes(found, of_first) | {"tau": tau}
+            tau = with_gt_boxes(metrics["tau"], of_first["tau"])
+            metrics = with_gt_boxes(metrics, of_first) | {"tau": tau}
         if self.pixels is not None and self.pixels.has_foreground:
-            found |= self.pixels.compute()
-        return found
+            metrics |= self.pixels.compute()
+        return metrics
 
-    def outcomes(self, order: Sequence[int], tau: dict) -> RowOutcomes:
-        """What each image did, in the given order of updates; tau: the row's thresholds, see `compute`."""
+    def outcomes(self, order: NDArray[np.int64], tau: Mapping[str, Any]) -> RowOutcomes:
+        """What happened to each image.
+
+        Args:
+            order: the images to return, as positions in the order of updates.
+            tau: the thresholds of this variant's row, see `compute`.
+        """
         boxes, first_box = (
-            metric.records.outcomes(order) if metric is not None else None for metric in (self.boxes, self.first_box)
+            metric.records.outcomes(order) if metric is not None and metric.records is not None else None
+            for metric in (self.boxes, self.first_box)
         )
-        masks = self.pixels is not None and self.pixels.has_foreground
-        return RowOutcomes(
-            boxes,
-            first_box,
-            self.pixels.records.histograms(order) if masks else None,
-            {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau},
-        )
+        histograms = None
+        if self.pixels is not None and self.pixels.records is not None and self.pixels.has_foreground:
+            histograms = self.pixels.records.histograms(order)
+        val_taus = {key: tau[key] for key in ("gt_loc_val", "top1_loc_val") if key in tau}
+        return RowOutcomes(boxes, first_box, histograms, val_taus)
 
 
 class Evaluation:
-    """Everything measured on one split: classification, each row's localization, the centre baseline.
+    """Everything measured on one split: classification, the localization of each variant, the centre baseline.
 
     Args:
         metadata: the split.
-        rows: methods x heads to expect in every batch.
+        variants: those to expect in every batch.
         interval, iou_thresholds, loc_threshold, gt_boxes: see the flags `--cam_curve_interval`,
             `--iou_threshold_list`, `--loc_threshold`, `--gt_boxes`.
-        normalization: how the maps were brought to [0, 1], for the record; None where that is not known.
-        keep: indices of images whose maps are kept in `examples` for pictures.
-        center: measure the centre baseline, too.
-        record: keep what each image did, for `per_image`.
-        fidelity: what measures fidelity while the maps are made, for `compute` to report beside the rest.
+        keep: indices of images whose maps are kept in `examples`, for figures.
+        center: measure the centre baseline as well.
+        record: keep what happened to each image, for `per_image`.
     """
 
     def __init__(
         self,
         metadata: SplitMetadata,
-        rows: Sequence[Variant],
+        variants: Sequence[Variant],
         *,
         interval: float = 0.001,
         iou_thresholds: Sequence[int] = (30, 50, 70),
         loc_threshold: float = 0.2,
         gt_boxes: str = "any",
-        normalization: str | None = "minmax",
         keep: Sequence[int] = (),
         center: bool = True,
         record: bool = False,
-        fidelity: "FidelityEvaluation | None" = None,
     ):
+        def localization() -> Localization:
+            return Localization(
+                metadata,
+                interval=interval,
+                iou_thresholds=iou_thresholds,
+                loc_threshold=loc_threshold,
+                gt_boxes=gt_boxes,
+                record=record,
+            )
+
         self.metadata = metadata
-        settings = dict(
-            interval=interval,
-            iou_thresholds=iou_thresholds,
-            loc_threshold=loc_threshold,
-            gt_boxes=gt_boxes,
-            record=record,
-        )
-        self.normalization = normalization
-        self.rows = {row: Localization(metadata, **settings) for row in rows}
-        self.center = Localization(metadata, **settings) if center else None
-        self.fidelity = fidelity
+        self.rows = {variant: localization() for variant in variants}
+        self.center = localization() if center else None
         self.keep = set(keep)
-        self.examples: dict[int, dict[Variant, np.ndarray]] = {}
-        self.hits: dict[str, int] = {}
+        self.examples: dict[int, dict[Variant, NDArray[np.float32]]] = {}
+        self.num_correct: dict[str, int] = {}
         self.record = record
-        self.images: dict[str, list[np.ndarray]] = {}  # of each batch: indices, labels, predictions, top1, top5
+        # What `per_image` reports of each batch: indices, labels, predictions, top1, top5.
+        self.images: dict[str, list[NDArray]] = {}
         self.num_images = 0
         self.seconds = 0.0
 
-    def update(self, batch: ScoreMaps) -> None:
-        """Add a batch of score maps."""
+    def update(self, batch: ScoreMaps, truth: GroundTruth) -> None:
+        """Add a batch of score maps with the ground truth of its images."""
         start = time.perf_counter()
         self.num_images += len(batch.indices)
-        correct = top_k_correct(batch.logits, batch.labels) if batch.logits is not None else {}
+        correct: dict[str, NDArray[np.bool_]] = {}
+        if batch.logits is not None:
+            correct = top_k_correct(batch.logits, batch.labels)
         for key, values in correct.items():
-            self.hits[key] = self.hits.get(key, 0) + int(values.sum())
-        if self.record:
-            of_batch = {"indices": batch.indices, "labels": batch.labels, "predictions": predicted(batch.logits)}
-            for key, values in (of_batch | correct).items():
-                self.images.setdefault(key, []).append(np.asarray(values))
-        boxes = masks = None
-        if self.metadata.boxes is not None:
-            boxes = [self.metadata.scaled_boxes(i) for i in batch.indices]
-        if self.metadata.masks is not None:
-            masks = load_masks(self.metadata, batch.indices)
+            self.num_correct[key] = self.num_correct.get(key, 0) + int(values.sum())
+        if self.record and batch.logits is not None:
+            predictions = predicted(batch.logits)
+            columns: dict[str, NDArray] = {"indices": batch.indices, "labels": batch.labels, "predictions": predictions}
+            for key, column in (columns | correct).items():
+                self.images.setdefault(key, []).append(column)
         if self.center is not None:
-            self.center.update_shared(center_gaussian(), boxes, masks)
-        for row, measured in self.rows.items():
-            measured.num_degenerate += int(batch.degenerate[row].sum())
-            measured.update(batch.maps[row], boxes, masks, correct)
-        for position, index in enumerate(batch.indices):
+            self.center.update_shared(center_gaussian(), truth)
+        for variant, localization in self.rows.items():
+            localization.num_degenerate += int(batch.degenerate[variant].sum())
+            localization.update(batch.maps[variant], truth, correct)
+        for position, index in enumerate(batch.indices.tolist()):
             if index in self.keep:
-                self.examples[int(index)] = {row: batch.maps[row][position] for row in self.rows}
+                self.examples[index] = {variant: batch.maps[variant][position] for variant in self.rows}
         self.seconds += time.perf_counter() - start
 
-    def merge(self, other: "Evaluation") -> None:
-        """Add what another one of the same rows and settings has counted; its examples stay behind."""
-        for row, measured in self.rows.items():
-            measured.merge(other.rows[row])
-        if self.center is not None:
+    def merge(self, other: Evaluation) -> None:
+        """Add the counts of another one with the same variants and settings; its examples are left out."""
+        for variant, localization in self.rows.items():
+            localization.merge(other.rows[variant])
+        if self.center is not None and other.center is not None:
             self.center.merge(other.center)
-        for key, hits in other.hits.items():
-            self.hits[key] = self.hits.get(key, 0) + hits
+        for key, count in other.num_correct.items():
+            self.num_correct[key] = self.num_correct.get(key, 0) + count
         for key, parts in other.images.items():
             self.images.setdefault(key, []).extend(parts)
         self.num_images += other.num_images
         self.seconds += other.seconds
 
-    def compute(self, val: "Evaluation | None" = None) -> dict:
-        """{"num_images", "classification", "rows", "center"} as in results.json."""
-        normalized = {} if self.normalization is None else {"normalization": self.normalization}
+    def compute(self, val: Evaluation | None = None) -> dict[str, Any]:
+        """{"num_images", "classification", "rows", "center"} as in results.json.
+
+        Args:
+            val: the evaluation of the val split, whose best thresholds are applied to this one.
+        """
         rows = [
             {
-                **row.record,
-                **normalized,
-                "num_degenerate": measured.num_degenerate,
-                **measured.compute(val.rows[row] if val else None),
+                **variant.record,
+                "num_degenerate": localization.num_degenerate,
+                **localization.compute(val.rows[variant] if val is not None else None),
             }
-            for row, measured in self.rows.items()
+            for variant, localization in self.rows.items()
         ]
-        if self.fidelity is not None:
-            for row, entry in zip(self.rows, rows, strict=True):
-                entry["fidelity"] = self.fidelity.rows[row].compute()
         return {
             "num_images": self.num_images,
-            "classification": {key: 100 * hits / self.num_images for key, hits in self.hits.items()},
+            "classification": {key: 100 * count / self.num_images for key, count in self.num_correct.items()},
             "rows": rows,
             "center": self.center.compute() if self.center is not None else {},
         }
 
-    def per_image(self, dataset: str, found: dict) -> PerImage:
-        """What each image did, in the split's order whatever the order of updates; found: what `compute` returned."""
-        if any(measured.pixels is not None and not measured.pixels.records.complete for measured in self.rows.values()):
+    def per_image(self, dataset: str, metrics: Mapping[str, Any]) -> PerImage:
+        """What happened to each image, in the split's order whatever the order of updates.
+
+        Args:
+            dataset: its name.
+            metrics: what `compute` returned.
+        """
+        pixels = [localization.pixels for localization in self.rows.values()]
+        if any(metric is not None and metric.records is not None and not metric.records.complete for metric in pixels):
             log.warning(
-                "more than %s images with masks: PxAP gets no interval and no figure for each class",
-                f"{MAX_PIXEL_IMAGES:,}",
+                "more than %s images with masks: PxAP gets no interval and no figure per class", f"{MAX_PIXEL_IMAGES:,}"
             )
-        images = {key: np.concatenate(parts) for key, parts in self.images.items()}
-        indices = images.pop("indices")
+        columns = {key: np.concatenate(parts) for key, parts in self.images.items()}
+        indices = columns.pop("indices")
         order = np.argsort(indices)
-        image_ids = [self.metadata.image_ids[i] for i in indices[order]]
-        images = {key: values[order] for key, values in images.items()}
+        columns = {key: values[order] for key, values in columns.items()}
         rows = {
-            str(row): measured.outcomes(order, entry.get("tau", {}))
-            for (row, measured), entry in zip(self.rows.items(), found["rows"], strict=True)
+            str(variant): localization.outcomes(order, row.get("tau", {}))
+            for (variant, localization), row in zip(self.rows.items(), metrics["rows"], strict=True)
         }
         return PerImage(
             dataset,
             self.metadata.split,
-            image_ids,
-            images.pop("labels"),
-            images.pop("predictions"),
-            images,
+            [self.metadata.image_ids[index] for index in indices[order]],
+            columns.pop("labels"),
+            columns.pop("predictions"),
+            columns,
             rows,
             self.center.outcomes(order, {}) if self.center is not None else None,
         )
 
 
-def predicted(logits: Tensor) -> np.ndarray:
+def predicted(logits: Tensor) -> NDArray[np.int64]:
     """The class with the highest logit of (B, K): (B,) int64, -1 for an image with a logit that is not finite."""
     finite = torch.isfinite(logits).all(dim=1)
     return torch.where(finite, logits.argmax(dim=1), -1).numpy()
 
 
-def top_k_correct(logits: Tensor, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """{"top1": (B,) bool, "top5": (B,) bool}: is the label the best, or among the five best, of (B, K) logits?
+def top_k_correct(logits: Tensor, labels: NDArray[np.int64]) -> dict[str, NDArray[np.bool_]]:
+    """{"top1": (B,) bool, "top5": (B,) bool}: is the label the first, or among the first five, of (B, K) logits?
 
-    With fewer than five classes top5 says nothing and is left out. An image with a logit that is not finite is wrong.
+    With fewer than five classes top5 is meaningless and left out. An image with a logit that is not finite is wrong.
     """
     num_classes = logits.shape[1]
     best = logits.topk(min(5, num_classes), dim=1).indices
     finite = torch.isfinite(logits).all(dim=1, keepdim=True)
     hit = (finite & (best == torch.as_tensor(labels)[:, None])).numpy()
-    correct = {"top1": hit[:, 0]}
+    correct: dict[str, NDArray[np.bool_]] = {"top1": hit[:, 0]}
     if num_classes >= 5:
-        correct["top5"] = hit.any(axis=1)
+        correct["top5"] = np.asarray(hit.any(axis=1))
     return correct

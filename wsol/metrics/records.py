@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Self
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 MAX_PIXEL_IMAGES = 20_000  # 80 MB of histograms per row; OpenImages' test split has 5,000 images
 
@@ -80,7 +81,7 @@ class Records:
         for name, parts in other._parts.items():
             self._parts.setdefault(name, []).extend(parts)
 
-    def _ordered(self, name: str, order: Sequence[int] | None) -> np.ndarray:
+    def _ordered(self, name: str, order: ArrayLike | None) -> np.ndarray:
         whole = np.concatenate(self._parts[name])
         return whole if order is None else whole[np.asarray(order)]
 
@@ -105,7 +106,7 @@ class BoxRecords(Records):
             iou=np.asarray(iou, dtype=np.float32),
         )
 
-    def outcomes(self, order: Sequence[int] | None = None) -> BoxOutcomes:
+    def outcomes(self, order: ArrayLike | None = None) -> BoxOutcomes:
         """All images so far, in the order of `update` or in the given one. Raises ValueError without any."""
         if len(self) == 0:
             raise ValueError("no image was recorded")
@@ -168,7 +169,7 @@ class PixelRecords(Records):
         if not self.complete:
             self._parts.clear()
 
-    def histograms(self, order: Sequence[int] | None = None) -> np.ndarray | None:
+    def histograms(self, order: ArrayLike | None = None) -> np.ndarray | None:
         """(N, 2, bins) of all images so far, in the order of `update` or in the given one; None where incomplete."""
         return self._ordered("histograms", order) if self.complete and len(self) else None
 

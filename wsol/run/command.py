@@ -1,10 +1,10 @@
-"""How a command ends: exit code 0, 2 behind one line that says what to do, 130 for Ctrl-C; a traceback is a defect."""
+"""How a command ends: exit code 0, 2 after one line that names the remedy, 130 after Ctrl-C; never a traceback."""
+
+from __future__ import annotations
 
 import errno
 import sys
 from collections.abc import Callable
-
-import torch
 
 from wsol.errors import InputError
 from wsol.log import log
@@ -12,15 +12,15 @@ from wsol.log import log
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 
 
-def run(main: Callable[[], object], interrupted: str = "stopped") -> int:
+def run(main: Callable[[], object], interrupted: str = "interrupted") -> int:
     """Call main() and return the command's exit code.
 
     Args:
-        interrupted: what is logged after Ctrl-C, such as how to go on.
+        interrupted: logged after Ctrl-C, such as how to continue.
 
     Errors that are neither the user's nor the machine's (InputError, no memory, no place to write) pass through.
     """
-    sys.stdout.reconfigure(errors="replace")  # a terminal without Greek still gets its table
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without Greek still gets its table
     try:
         main()
         return 0
@@ -30,8 +30,8 @@ def run(main: Callable[[], object], interrupted: str = "stopped") -> int:
         if error.errno not in _NOT_WRITABLE:
             raise
         return fail(f"cannot write {error.filename or 'a file'}: {error.strerror}")
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if type(error) is RuntimeError and "allocate memory" not in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         return fail(f"out of memory ({reason}); try a smaller --batch_size or --crop_size")
@@ -40,8 +40,25 @@ def run(main: Callable[[], object], interrupted: str = "stopped") -> int:
         return 130
 
 
+def check_early(parse: Callable[[], object]) -> None:
+    """Parse the command line before slow imports: --help and mistyped flags are answered at once, and end the process.
+
+    A command calls this in front of its imports of torch and the like, and parses again when it runs.
+    """
+    code = run(parse)
+    if code:
+        sys.exit(code)
+
+
 def fail(message: str) -> int:
-    """Print the one line of an error; returns its exit code, 2."""
+    """Print an error as one line and return its exit code, 2."""
     log.debug("stopped by an error", exc_info=True)
     print(f"error: {message}", file=sys.stderr)
     return 2
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Python's, torch's (by name, so that torch need not be imported here), and the C library's, inside torch."""
+    return (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    )

@@ -1,7 +1,9 @@
-"""What is kept of every epoch: a line in the log and in metrics.jsonl, and the checkpoints."""
+"""What a run keeps of every epoch: a line in the log and in metrics.jsonl, and the checkpoints."""
+
+from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,72 +12,76 @@ from wsol.classifier import Classifier
 from wsol.log import log
 from wsol.run import checkpoint
 from wsol.run.folder import RunFolder
-from wsol.run.wandb_logger import Wandb
+from wsol.run.wandb_logger import WandbLogger
+from wsol.training import Epoch
+
+Validate = Callable[[Classifier], dict[str, float]]
 
 
 class History:
     """Records the epochs of one stage of training.
 
     Args:
-        facts: what rebuilds the model, copied into every checkpoint.
-        prefix: of the checkpoints' names ("vanilla_" for that stage of a b2 run).
-        save_every: keep the checkpoint of every N-th epoch; 0: none.
-        criterion: the validation figure whose highest value makes a checkpoint
-            `best`; None (no val split): the lowest training loss does.
-        resumed: the checkpoint that the stage goes on from.
+        stage: the name of the stage in the log, metrics.jsonl and checkpoints.
+        settings: what rebuilds the model, copied into every checkpoint.
+        prefix: prefix of the checkpoints' names ("vanilla_" for that stage of a b2 run).
+        save_every: keep the checkpoint of every N-th epoch; 0: of none.
+        resumed: the checkpoint that the stage continues from.
+        validate: returns the figures of the val split.
+        criterion: the validation figure whose highest value makes a checkpoint `best`; None (no val split): the lowest
+            training loss.
     """
 
     def __init__(
         self,
         run: RunFolder,
-        wandb: Wandb,
+        wandb: WandbLogger,
         stage: str,
-        facts: dict[str, Any],
-        *,
+        settings: dict[str, Any],
         prefix: str = "",
         save_every: int = 0,
+        resumed: dict[str, Any] | None = None,
+        *,
+        validate: Validate | None = None,
         criterion: str | None = None,
-        resumed: dict | None = None,
     ):
-        self.run, self.wandb, self.stage, self.facts = run, wandb, stage, facts
-        self.prefix, self.save_every, self.criterion = prefix, save_every, criterion
+        self.run, self.wandb, self.stage, self.settings = run, wandb, stage, settings
+        self.prefix, self.save_every, self.validate, self.criterion = prefix, save_every, validate, criterion
         self.best: float | None = resumed["best"] if resumed else None
 
-    def record(
-        self,
-        epoch: int,
-        figures: dict[str, float],
-        model: Classifier,
-        optimizer: torch.optim.Optimizer,
-        validate: Callable[[Classifier], dict[str, float]] | None,
-        *,
-        lr: float,
-        seconds: float,
-    ) -> None:
-        """Write down epoch (from 1), its training figures, what `validate(model)` says, and the checkpoints."""
-        self._note(epoch, "train", figures | {"lr": lr, "seconds": seconds})
-        score = -figures["loss"]
-        if validate is not None:
-            start = time.perf_counter()
-            val = validate(model)
-            self._note(epoch, "val", val | {"lr": lr, "seconds": time.perf_counter() - start})
-            score = val.get(self.criterion, score)  # a val split may hold no foreground to measure
-        is_best = self.best is None or score > self.best
-        self.best = score if is_best else self.best
-        content = self._content(epoch, model, optimizer)
-        names = ["best"] * (is_best and not self.prefix) + ["last"]
-        if self.save_every and epoch % self.save_every == 0:
-            names.insert(0, str(epoch))
-        for name in names:  # last comes last: a run killed in between does the epoch again
-            checkpoint.save(self.run.path / f"{self.prefix}{name}{checkpoint.SUFFIX}", content)
+    def follow(self, epochs: Iterable[Epoch], model: Classifier) -> None:
+        """Record each epoch as it is trained (`Trainer.fit`)."""
+        for epoch in epochs:
+            self._record(epoch, model)
 
     def save_untrained(self, model: Classifier) -> None:
-        """A run of 0 epochs keeps its starting point, so that it can be evaluated again."""
-        checkpoint.save(self.run.path / f"{self.prefix}last{checkpoint.SUFFIX}", self._content(0, model, None))
+        """Keep the starting point of a run of 0 epochs, so that it can be evaluated later."""
+        self._save("last", self._content(0, model, None))
+
+    def _record(self, epoch: Epoch, model: Classifier) -> None:
+        self._note(epoch.number, "train", epoch.figures | {"lr": epoch.lr, "seconds": epoch.seconds})
+        score = -epoch.figures["loss"]
+        if self.validate is not None:
+            start = time.perf_counter()
+            val = self.validate(model)
+            self._note(epoch.number, "val", val | {"lr": epoch.lr, "seconds": time.perf_counter() - start})
+            if self.criterion is not None:
+                score = val.get(self.criterion, score)  # a val split without foreground has no such figure
+        is_best = self.best is None or score > self.best
+        self.best = score if is_best else self.best
+        content = self._content(epoch.number, model, epoch.optimizer)
+        if self.save_every and epoch.number % self.save_every == 0:
+            self._save(str(epoch.number), content)
+        if is_best and not self.prefix:
+            self._save("best", content)
+        self._save("last", content)  # at the end: a run killed before this line repeats the epoch
+
+    def _save(self, name: str, content: dict[str, Any]) -> None:
+        checkpoint.save(self.run.path / f"{self.prefix}{name}{checkpoint.SUFFIX}", content)
 
     def _content(self, epoch: int, model: Classifier, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """A checkpoint's content, on the CPU."""
-        return self.facts | {
+        return self.settings | {
             "stage": self.stage,
             "epoch": epoch,
             "best": self.best,
@@ -89,16 +95,11 @@ class History:
         self.wandb.log_metrics(
             {f"{self.stage}/{split}/{key}": value for key, value in figures.items()} | {f"{self.stage}/epoch": epoch}
         )
-        log.info(
-            "%s epoch %2d %-5s  %s",
-            self.stage,
-            epoch,
-            split,
-            "  ".join(f"{key} {value:.4g}" for key, value in rounded.items()),
-        )
+        described = "  ".join(f"{key} {value:.4g}" for key, value in rounded.items())
+        log.info("%s epoch %2d %-5s  %s", self.stage, epoch, split, described)
 
 
-def _on_cpu(value):
+def _on_cpu(value: Any) -> Any:
     """Nested dicts and lists with every tensor on the CPU, so that a checkpoint loads on any machine."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu().clone()

@@ -1,4 +1,9 @@
-"""A network as a checkpoint left it: the form of its head, its number of classes, its branch."""
+"""From a checkpoint to a network: the form of its head, its classes, its weights, its branch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 
@@ -11,57 +16,75 @@ from wsol.log import log
 from wsol.run.checkpoint import Checkpoint
 
 
-def settle_form(
-    architecture: str, form: str, methods: list[str], saved: Checkpoint | None, otherwise: str | None = None
+def resolve_form(
+    architecture: str, form: str, methods: Sequence[str], checkpoint: Checkpoint | None, default: str | None = None
 ) -> str:
-    """--classifier_form auto: what the checkpoint holds, else `otherwise`, else cam if that is a method, else original.
+    """The value of `--classifier_form`, with auto resolved.
+
+    auto is the checkpoint's own form; else `default`; else cam if that is one of the methods; else original.
 
     Raises:
-        InputError: the checkpoint is of another architecture, or holds another form than the one asked for.
+        InputError: the checkpoint belongs to another architecture, or has another form than the requested one.
     """
     entry = get_architecture(architecture)
-    held = None
-    if saved is not None:
-        saved.check_architecture(architecture)
-        held = saved.classifier_form(entry)
-    if form == "auto":
-        form = held or otherwise or ("cam" if "cam" in methods else "original")
-        if entry.has_two_forms:
-            why = (
-                f"{saved.path} holds it"
-                if held
-                else "its ImageNet weights are of that form"
-                if otherwise
-                else f"the methods are {','.join(methods)}"
+    own = None
+    if checkpoint is not None:
+        checkpoint.check_architecture(architecture)
+        own = checkpoint.classifier_form(entry)
+        if form not in ("auto", own) and own is not None and entry.has_two_forms:
+            raise InputError(
+                f"{checkpoint.path} has the {own} form of {architecture}, not the {form} form; "
+                f"give --classifier_form {own}, or auto"
             )
-            log.info("--classifier_form auto: %s has its %s form, as %s", architecture, form, why)
-    elif entry.has_two_forms and held not in (None, form):
-        raise InputError(
-            f"{saved.path} holds the {held} form of {architecture}, not the {form} form; "
-            f"give --classifier_form {held}, or auto"
-        )
+    if form != "auto":
+        return form
+    form = own or default or ("cam" if "cam" in methods else "original")
+    if entry.has_two_forms:
+        reason = f"the methods are {','.join(methods)}"
+        if checkpoint is not None and own:
+            reason = f"{checkpoint.path} has it"
+        elif default:
+            reason = "its ImageNet weights are of that form"
+        log.info("--classifier_form auto: %s in its %s form, because %s", architecture, form, reason)
     return form
 
 
-def try_out(model: Classifier, methods: list[str], image_size: int) -> None:
-    """InputError now, not later, if the network does not take such images or its head gives no `cam`."""
+def check_network(model: Classifier, methods: Sequence[str], image_size: int) -> None:
+    """InputError now, not after training, if the network does not take such images or its head does not allow `cam`."""
     model.check_image_size(image_size)
-    of_weights = [method for method in methods if get_method(method).pooled]
-    if of_weights:
-        with CamExtractor(model, of_weights) as extract:
+    needs_linear_head = [method for method in methods if get_method(method).pooled]
+    if needs_linear_head:
+        with CamExtractor(model, needs_linear_head) as extract:
             extract(torch.zeros(1, 3, image_size, image_size))
 
 
-def restore(model: Classifier, saved: Checkpoint, dual: bool) -> Classifier:
-    """Load a checkpoint into a network just built: its classes, its weights, and (`dual`) its sigmoid branch.
+def restore(
+    model: Classifier,
+    checkpoint: Checkpoint,
+    *,
+    branch: Literal["load", "none", "auto", "ignore"],
+    adopt_classes: bool = False,
+) -> Classifier:
+    """Load a checkpoint into a network that was just built.
+
+    Args:
+        branch: the sigmoid branch. "load": the checkpoint must have one; "none": it must not; "auto": loaded if the
+            checkpoint has one; "ignore": left out if it has one.
+        adopt_classes: the network gets the checkpoint's number of classes; otherwise both must agree.
+
+    Returns:
+        The network, with a branch if one was loaded.
 
     Raises:
-        InputError: the checkpoint does not fit, or has a branch where `dual` says that it has none, or the reverse.
+        InputError: the checkpoint does not fit; the message says in what respect.
     """
-    num_classes = saved.num_classes(model.head_name)
-    if model.num_classes != num_classes:
-        model.reset_head(num_classes)
-    if dual:
+    if adopt_classes:
+        num_classes = checkpoint.num_classes(model.head_name)
+        if model.num_classes != num_classes:
+            model.reset_head(num_classes)
+    if branch == "auto":
+        branch = "load" if model.finds_branch(checkpoint.tensors) else "none"
+    if branch == "load":
         model = dualize(model)
-    model.load_published(saved.tensors, saved.path)
+    model.load_published(checkpoint.tensors, checkpoint.path, branch=branch != "ignore")
     return model

@@ -1,42 +1,54 @@
-"""Weights & Biases, if it was asked for."""
+"""Weights & Biases, if requested: epochs, the results table and figures. It never stops a run."""
+
+from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from wsol.cam import Variant
+from wsol.evaluation.results import flatten
 from wsol.log import log
-from wsol.run.folder import RunFolder
-from wsol.run.report import flatten
 
 
-class Wandb:
-    """Weights & Biases, if it was asked for. Whatever goes wrong there is logged once and never stops the run."""
+class WandbLogger:
+    """A run's reports to W&B. Whatever fails there is logged once and switches W&B off.
 
-    def __init__(
-        self, wanted: bool, *, project: str | None, name: str, folder: str | None, run: RunFolder, config: dict
-    ):
-        self._run = None
-        if wanted:
-            self._guard(self._start, project or "dual-cam", name, Path(folder) if folder else run.path, config)
+    Args:
+        enabled: False: every call does nothing.
+        project, name: of the W&B run.
+        folder: where W&B writes its files.
+        config: the run's settings.
+    """
 
-    def _start(self, project: str, name: str, folder: Path, config: dict) -> None:
-        import wandb  # here: it takes seconds to import, and most runs do without it
+    def __init__(self, enabled: bool, *, project: str | None, name: str, folder: Path, config: dict[str, Any]):
+        self._run: Any = None
+        if enabled:
+            self._guard(self._start, project or "dual-cam", name, folder, config)
 
-        mode = os.environ.get("WANDB_MODE")
+    def _start(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
+        import wandb  # here, because it takes seconds to import and most runs do without it
+
+        mode: Any = os.environ.get("WANDB_MODE")
         if mode is None and not _has_credentials():
             mode = "offline"
             log.info(
-                "W&B: no credentials, logging offline to %s; `wandb login` sends later runs, "
-                "`wandb sync FOLDER` this one",
+                "W&B: no credentials, so it logs offline to %s; log in with `wandb login`, and upload this run with "
+                "`wandb sync FOLDER`",
                 folder / "wandb",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        settings = wandb.Settings(init_timeout=20, silent=True)
-        self._run = wandb.init(project=project, name=name, dir=str(folder), config=config, mode=mode, settings=settings)
+        self._run = wandb.init(
+            project=project,
+            name=name,
+            dir=str(folder),
+            config=config,
+            mode=mode,
+            settings=wandb.Settings(init_timeout=20, silent=True),
+        )
 
-    def _guard(self, action, *arguments, **named) -> None:
+    def _guard(self, action: Callable[..., object], *arguments: Any, **named: Any) -> None:
         try:
             action(*arguments, **named)
         except Exception as error:  # W&B raises many kinds; none is worth a lost training run
@@ -44,12 +56,12 @@ class Wandb:
             self._run = None
 
     def log_metrics(self, figures: dict[str, Any]) -> None:
-        """Figures of an epoch."""
+        """Report the figures of an epoch."""
         if self._run is not None:
             self._guard(self._run.log, figures)
 
     def log_results(self, results: dict[str, Any], figures: Iterable[Path]) -> None:
-        """The results table, each row's metrics in the summary, and the pictures."""
+        """Report the results table, each row's metrics in the summary, and the figures."""
         if self._run is not None:
             self._guard(self._log_results, results, figures)
 
@@ -57,23 +69,19 @@ class Wandb:
         import wandb
 
         flat = [flatten(row) for row in results["rows"]]
-        columns = list(dict.fromkeys(key for row in flat for key in row))
+        columns: list[str | int] = list(dict.fromkeys(key for row in flat for key in row))
+        images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
         self._run.log(
-            {
-                "results": wandb.Table(columns, [[row.get(c) for c in columns] for row in flat]),
-                **{f"figures/{path.stem}": wandb.Image(str(path)) for path in figures},
-            }
+            {"results": wandb.Table(columns, [[row.get(str(column)) for column in columns] for row in flat]), **images}
         )
         for row in results["rows"]:
+            name = str(Variant.from_record(row))
             self._run.summary.update(
-                {
-                    f"{str(Variant.from_record(row))}/{key}": value
-                    for key, value in flatten(row).items()
-                    if isinstance(value, float)
-                }
+                {f"{name}/{key}": value for key, value in flatten(row).items() if isinstance(value, float)}
             )
 
     def close(self) -> None:
+        """Finish the W&B run."""
         if self._run is not None:
             self._guard(self._run.finish)
 

@@ -1,0 +1,167 @@
+"""The printed tables: results, fidelity, cost, and thresholds."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any
+
+from tabulate import tabulate
+
+from wsol.cam import Variant
+
+# results.json key → heading, in the order of the table.
+_COLUMNS = {"maxboxacc_v2": "MaxBoxAccV2", "gt_loc": "GT-Loc", "top1_loc": "Top-1 Loc", "pxap": "PxAP"}
+_COMPARED = ("maxboxacc_v2", "pxap")  # with the method's softmax row
+# figure of row["fidelity"] → heading and format: percent, or areas and differences of confidence.
+_FIDELITY = {
+    "avg_drop": ("drop ↓", ".1f"),
+    "inc_conf": ("increase ↑", ".1f"),
+    "avg_gain": ("gain ↑", ".1f"),
+    "insertion": ("insertion ↑", ".3f"),
+    "deletion": ("deletion ↓", ".3f"),
+    "road": ("ROAD ↑", ".3f"),
+    "pointing": ("pointing ↑", ".1f"),
+    "energy_pointing": ("energy ↑", ".1f"),
+}
+_CENTER = "centre Gaussian"
+
+
+def summary(results: dict[str, Any]) -> str:
+    """All that is printed after an evaluation: accuracy, tables, and seconds."""
+    intervals = results.get("bootstrap", {}).get("classification", {})
+    accuracy = []
+    for key, value in results["classification"].items():
+        half_width = f" ± {_half_width(intervals[key])}" if key in intervals else ""
+        accuracy.append(f"{key.replace('top', 'Top-')} {value:.1f}{half_width} %")
+    parts = [
+        f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: "
+        + ", ".join(accuracy),
+        results_table(results),
+    ]
+    if "bootstrap" in results:
+        resamples = results["bootstrap"]["resamples"]
+        parts.append(f"±: half the width of the 95 % interval over images ({resamples:,} resamples)")
+    if any("fidelity" in row for row in results["rows"]):
+        parts.append(fidelity_table(results))
+    if "cost" in results:
+        parts.append(cost_table(results))
+    parts.append(", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items()))
+    return "\n\n".join(parts)
+
+
+def results_table(results: dict[str, Any]) -> str:
+    """One line per variant and one for the centre baseline.
+
+    "Δ" is the difference from the method's softmax row. "±" is half the width of the 95 % interval over images, for
+    rows that have an `interval`.
+    """
+    rows = results["rows"]
+    shown = [key for key in _COLUMNS if any(key in row for row in rows)]
+    iou_keys = list(rows[0].get("maxboxacc", {})) if rows else []
+    with_interval = [key for key in _COMPARED if any(key in row.get("interval", {}) for row in rows)]
+    headings = ["method", "head"]
+    for key in shown:
+        headings += [_COLUMNS[key]] + ["±"] * (key in with_interval) + ["Δ"] * (key in _COMPARED)
+        headings += [f"@{iou}" for iou in iou_keys] if key == "maxboxacc_v2" else []
+    baselines = {row["method"]: row for row in rows if row["head"] == "softmax" and not row["clamped"]}
+    lines: list[list[str]] = []
+    previous = None
+    for row in rows:
+        variant = Variant.from_record(row)
+        if previous not in (None, variant.method):
+            lines.append([""] * len(headings))
+        method = "" if variant.method == previous else variant.method
+        baseline = baselines.get(variant.method)
+        lines.append([method, variant.head_label, *_cells(row, baseline, shown, iou_keys, with_interval)])
+        previous = variant.method
+    lines.append([""] * len(headings))
+    lines.append([_CENTER, "", *_cells(results["center"], None, shown, iou_keys, with_interval)])
+    return _tabulate(lines, headings, left=2)
+
+
+def _cells(
+    row: dict[str, Any],
+    baseline: dict[str, Any] | None,
+    shown: Iterable[str],
+    iou_keys: Collection[Any],
+    with_interval: Collection[str],
+) -> list[str]:
+    cells = []
+    for key in shown:
+        cells.append(f"{row[key]:.1f}" if key in row else "")
+        if key in with_interval:
+            cells.append(_half_width(row.get("interval", {}).get(key)))
+        if key in _COMPARED:
+            comparable = baseline is not None and baseline is not row and key in row and key in baseline
+            cells.append(f"{row[key] - baseline[key]:+.1f}" if comparable and baseline is not None else "")
+        if key == "maxboxacc_v2":
+            cells += [f"{row['maxboxacc'][iou]:.1f}" if "maxboxacc" in row else "" for iou in iou_keys]
+    return cells
+
+
+def _half_width(interval: Sequence[float] | None) -> str:
+    return f"{(interval[1] - interval[0]) / 2:.1f}" if interval is not None else ""
+
+
+def fidelity_table(results: dict[str, Any]) -> str:
+    """One line per variant and head whose confidence is read; arrows point to where better is."""
+    lines: list[tuple[str, str, str, dict[str, float]]] = []
+    previous = None
+    for row in results["rows"]:
+        variant = Variant.from_record(row)
+        by_head = {head: figures for head, figures in row["fidelity"].items() if isinstance(figures, dict)} or {"": {}}
+        pointing = {key: value for key, value in row["fidelity"].items() if key not in by_head}
+        names = ("" if variant.method == previous else variant.method, variant.head_label)
+        for head, figures in by_head.items():
+            lines.append((*names, head, figures | pointing))
+            names, pointing = ("", ""), {}  # only on the variant's first line
+        previous = variant.method
+    shown = [key for key in _FIDELITY if any(key in figures for *_, figures in lines)]
+    cells = [
+        [*names, *(format(figures[key], _FIDELITY[key][1]) if key in figures else "" for key in shown)]
+        for *names, figures in lines
+    ]
+    headings = ["method", "head", "confidence of", *(_FIDELITY[key][0] for key in shown)]
+    return _tabulate(cells, headings, left=3)
+
+
+def cost_table(results: dict[str, Any]) -> str:
+    """What the forward pass and each method cost, with all its variants; what methods share counts for the first."""
+    forward = results["cost"]["forward"]["seconds"]
+    lines = [
+        [name, f"{cost['seconds']:.2f}", f"{cost['seconds'] / forward:.2f}", f"{cost['mib']:.0f}"]
+        for name, cost in results["cost"].items()
+    ]
+    return _tabulate(lines, ["maps of", "seconds", "in forward passes", "extra MiB"], left=1)
+
+
+def threshold_table(results: dict[str, Any]) -> str:
+    """One line per variant: every localization metric with the threshold that it was read at."""
+    rows = [(Variant.from_record(row).label, row) for row in results["rows"]] + [(_CENTER, results["center"])]
+    headings = {
+        "maxboxacc_v2": "MaxBoxAccV2",
+        "maxboxacc_v1": "MaxBoxAcc",
+        "gt_loc": "GT-Loc",
+        "gt_loc_val": "GT-Loc (val)",
+        "pxap": "PxAP",
+    }
+    shown = [key for key in headings if any(key in row for _, row in rows)]
+    deltas = list(rows[0][1].get("maxboxacc", {}))
+    lines = []
+    for label, row in rows:
+        taus = row.get("tau", {})
+        cells = {
+            key: f"{row[key]:.2f}" + (f" [{taus[key]:g}]" if isinstance(taus.get(key), float) else "")
+            for key in shown
+            if key in row
+        }
+        per_delta = [f"{row['maxboxacc'][d]:.2f} [{taus['maxboxacc'][d]:g}]" if taus else "" for d in deltas]
+        lines.append([label, *per_delta, *(cells.get(key, "") for key in shown)])
+    return _tabulate(lines, ["maps", *(f"@{delta}" for delta in deltas), *(headings[key] for key in shown)], left=1)
+
+
+def _tabulate(lines: Sequence[Sequence[str]], headings: Sequence[str], left: int) -> str:
+    """A table of strings whose first `left` columns are aligned to the left."""
+    return tabulate(
+        lines, headings, disable_numparse=True, colalign=["left"] * left + ["right"] * (len(headings) - left)
+    )
