@@ -8,7 +8,7 @@ python main.py --experiment_name run-1 --eval_only
 
 import sys
 
-from config import UNFREEZE, adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from config import UNFREEZE, adopt, branch_setting, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
 from wsol.run import command
 
 if __name__ == "__main__":
@@ -18,6 +18,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +30,14 @@ from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps
 from wsol import build, dualize
 from wsol.backbones import get_architecture
+from wsol.branch import BranchSetting
 from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, cam_options, variants
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.reader import SplitMetadata
 from wsol.datasets.registry import dataset_info, will_be_generated
 from wsol.device import select_device
+from wsol.dual_head import make_nonnegative
 from wsol.errors import InputError
 from wsol.evaluation.fidelity import FidelityEvaluation
 from wsol.evaluation.ground_truth import load_ground_truth
@@ -80,10 +83,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         config=saved_settings(config),
     )
     results = None
+    branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
-        model = train(config, data, model, checkpoint, run, device, wandb)
+        model, branch = train(config, data, model, checkpoint, run, device, wandb)
     if not config.train_only:
-        measured = measure(config, data, model, class_names, run, device)
+        measured = measure(config, data, model, class_names, branch, run, device)
         results = measured.results
         report.write(run, results, measured.images, class_names)
         log.info("\n%s", tables.summary(results))
@@ -256,8 +260,12 @@ def train(
     run: RunFolder,
     device: torch.device,
     wandb: WandbLogger,
-) -> Classifier:
-    """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch."""
+) -> tuple[Classifier, dict[str, Any] | None]:
+    """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch.
+
+    Returns:
+        The network, and how its branch was trained: `branch` of results.json; None without a branch.
+    """
     resumed = checkpoint.training_state if checkpoint is not None and checkpoint.role == "resume" else None
     last_epochs: dict[str, int] = {}
     if resumed is not None:
@@ -275,6 +283,8 @@ def train(
         momentum=config.momentum,
         weight_decay=config.weight_decay,
     )
+    setting = branch_setting(config)
+    branch = {"setting": setting.record} if config.model_structure == "b2" else None
     rebuilds_model = {
         "architecture": config.architecture,
         "classifier_form": config.classifier_form,
@@ -288,12 +298,20 @@ def train(
 
     def train_stage(structure: str, epochs: int, lr: float, prefix: str = "", **validating: Any) -> None:
         """Train with the loss of a model structure, and record the epochs under its name."""
-        settings = rebuilds_model | {"model_structure": structure}
+        settings = rebuilds_model | {"model_structure": structure} | ({"branch": branch} if structure == "b2" else {})
         history = History(run, wandb, structure, settings, prefix, config.save_every, resumed, **validating)
+        after_step = None
+        if setting.nonnegative and structure == "b2":
+            assert model.sigmoid_head is not None
+            after_step = partial(make_nonnegative, model.sigmoid_head)
+            after_step()  # the branch starts without negative weights, too
         if not epochs and resumed is None:
             history.save_untrained(model)
-        objective = OBJECTIVES[structure](config.c1, config.c2)
-        history.follow(trainer.fit(model, objective, structure, epochs=epochs, lr=lr, resumed=resumed), model)
+        objective = OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight)
+        epochs_trained = trainer.fit(
+            model, objective, structure, epochs=epochs, lr=lr, resumed=resumed, after_step=after_step
+        )
+        history.follow(epochs_trained, model)
 
     if config.model_structure == "b2" and model.sigmoid_head is None:
         neck = f" and its new layers {', '.join(model.neck_names)}" if model.neck else ""
@@ -303,12 +321,14 @@ def train(
         model, resumed = add_branch(config, model), None
 
     model.set_trainable(UNFREEZE[config.unfreeze_layer])
-    validate, criterion = validation(config, data, device)
+    validate, criterion = validation(config, data, setting, device)
     train_stage(config.model_structure, config.epochs, config.lr, validate=validate, criterion=criterion)
-    return model
+    return model, branch
 
 
-def validation(config: Any, data: WsolData, device: torch.device) -> tuple[Validate | None, str | None]:
+def validation(
+    config: Any, data: WsolData, setting: BranchSetting, device: torch.device
+) -> tuple[Validate | None, str | None]:
     """A function that returns the figures of the val split, and the figure that chooses `best`; None without val.
 
     It measures the first CAM method on the head that learns to explain, whatever rows the table will have: in b2 the
@@ -318,7 +338,7 @@ def validation(config: Any, data: WsolData, device: torch.device) -> tuple[Valid
         return None, None
     v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
     criterion = "pxap" if data.splits["val"].boxes is None else "maxboxacc_v2" if v2 else "maxboxacc_v1"
-    objective = OBJECTIVES[config.model_structure](config.c1, config.c2)
+    objective = OBJECTIVES[config.model_structure](config.c1, config.c2, setting.c2_weight)
     head = "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
     loader = image_loader(config, data, "val")
 
@@ -387,9 +407,18 @@ class Measured(NamedTuple):
 
 
 def measure(
-    config: Any, data: WsolData, model: Classifier, class_names: list[str], run: RunFolder, device: torch.device
+    config: Any,
+    data: WsolData,
+    model: Classifier,
+    class_names: list[str],
+    branch: dict[str, Any] | None,
+    run: RunFolder,
+    device: torch.device,
 ) -> Measured:
-    """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test."""
+    """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test.
+
+    branch: how the sigmoid branch was trained, for results.json; None if there is none or it is not known.
+    """
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
     extractor = new_extractor(config, model, config.methods, config.heads, meter)
@@ -440,6 +469,7 @@ def measure(
         "architecture": config.architecture,
         "seed": config.seed,
         "config": saved_settings(config),
+        **({} if branch is None else {"branch": branch}),
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         **({} if bootstrap is None else {"bootstrap": bootstrap}),
