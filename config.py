@@ -20,7 +20,7 @@ import munch
 import yaml
 
 from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS
-from wsol.branch import WEIGHTS, BranchSetting
+from wsol.branch import CANDIDATES, WEIGHTS, BranchSetting
 from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
 from wsol.cam.variant import HEADS
@@ -231,6 +231,9 @@ _MAIN_SETTINGS = (
     Setting("branch_lambda", "b2: the sigmoid branch's loss is cross entropy + X times --c2 of its own logits; 0 is "
             "cross entropy alone, inf is --c2 alone", math.inf, amount_or_inf, group=_NETWORK, scope=FIXED,
             follows=("model_structure",)),
+    Setting("branch_choice", "b2: take --branch_weights and --branch_lambda as given, or (val) train each of "
+            f"{len(CANDIDATES)} settings and keep the one that localizes best on the val split", "given",
+            choices=("given", "val"), group=_NETWORK, scope=FIXED, follows=("model_structure",)),
     _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True,
           group=_NETWORK),
     # ------------------------------------------------------------- training
@@ -605,12 +608,22 @@ def _check(config: munch.Munch) -> None:
                 f"--unfreeze_layer {config.unfreeze_layer} is the sigmoid branch: it needs --model_structure b2, not "
                 f"{config.model_structure}"
             )
-        for flag in ("branch_weights", "branch_lambda"):
+        for flag in ("branch_weights", "branch_lambda", "branch_choice"):
             if config[flag] != settings_of(MAIN)[flag].default:
                 raise InputError(
                     f"--{flag} {config[flag]} is about the sigmoid branch: it needs --model_structure b2, not "
                     f"{config.model_structure}"
                 )
+    if config.branch_choice == "val":
+        if branch_setting(config) != BranchSetting():
+            raise InputError(
+                "--branch_choice val tries settings of its own; leave out --branch_weights and --branch_lambda"
+            )
+        if not config.eval_only and not (config.epochs and "sigmoid_head" in UNFREEZE[config.unfreeze_layer]):
+            raise InputError(
+                f"--branch_choice val compares trained branches, but --unfreeze_layer {config.unfreeze_layer} with "
+                f"--epochs {config.epochs} trains none"
+            )
     if not UNFREEZE[config.unfreeze_layer] and config.epochs and not config.eval_only:
         raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
     if config.resume + config.eval_only + config.override_cache > 1:

@@ -15,9 +15,11 @@ if __name__ == "__main__":
     command.check_early(parse_args)  # the imports below take seconds; --help and mistyped flags should not
 
 import contextlib
+import copy
+import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,7 +32,7 @@ from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps
 from wsol import build, dualize
 from wsol.backbones import get_architecture
-from wsol.branch import BranchSetting
+from wsol.branch import CANDIDATES, BranchSetting
 from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, cam_options, variants
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
@@ -53,10 +55,10 @@ from wsol.run import checkpoint as checkpoints
 from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
-from wsol.run.history import History, Validate
+from wsol.run.history import EpochLog, History, Validate
 from wsol.run.restore import check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
-from wsol.training import Trainer, seed_everything
+from wsol.training import Epoch, Trainer, seed_everything
 
 FIGURE_IMAGES = 6
 
@@ -145,7 +147,7 @@ def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
         roots = [config.data_root, config.metadata_root, config.mask_root]
         if config.dry_run and to_be_generated:
             roots = [stack.enter_context(tempfile.TemporaryDirectory())] * 3  # generated, counted, and removed
-        return load_data(
+        data = load_data(
             config.dataset_name,
             *roots,
             splits=splits_needed(config),
@@ -155,6 +157,12 @@ def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
             skip_bad=config.skip_bad_images,
             workers=config.workers,
         )
+    if config.branch_choice == "val" and not config.eval_only and "val" not in data.splits:
+        raise InputError(
+            f"--branch_choice val needs a val split, but {config.metadata_root}/{data.name} has none; add one, or give "
+            "--branch_weights and --branch_lambda instead"
+        )
+    return data
 
 
 def build_model(config: Any, data: WsolData, checkpoint: Checkpoint | None) -> tuple[Classifier, list[str]]:
@@ -222,6 +230,13 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
         f"{trainable:,}",
         f"{frozen:,}",
     )
+    if config.branch_choice == "val" and not config.eval_only:
+        log.info(
+            "branch: chosen on val among %d settings, each trained for %d epochs before the run's own %d",
+            len(CANDIDATES),
+            config.epochs,
+            config.epochs,
+        )
     if config.fidelity and "test" in data.splits:
         passes = sum(COST[name] for name in config.fidelity)
         num_rows, num_images = len(variants(config.methods, config.heads)), len(data.splits["test"])
@@ -267,24 +282,15 @@ def train(
         The network, and how its branch was trained: `branch` of results.json; None without a branch.
     """
     resumed = checkpoint.training_state if checkpoint is not None and checkpoint.role == "resume" else None
-    last_epochs: dict[str, int] = {}
+    last_epochs: dict[str, float] = {}
     if resumed is not None:
         log.info("resuming after epoch %d of stage %s", resumed["epoch"], resumed["stage"])
         # A checkpoint of b2 has its vanilla stage behind it.
         last_epochs = {"vanilla": config.vanilla_epochs} | {resumed["stage"]: resumed["epoch"]}
+        for candidate in resumed.get("branch", {}).get("candidates", []):
+            last_epochs[candidate_stage(setting_of(candidate))] = math.inf
     run.forget_metrics_after(last_epochs)  # epochs that no checkpoint has are trained again
-    trainer = Trainer(
-        image_loader(config, data, "train", train=True),
-        device,
-        seed=config.seed,
-        set_epoch=set_epoch,
-        decay_frequency=config.lr_decay_frequency,
-        classifier_ratio=config.lr_classifier_ratio,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    setting = branch_setting(config)
-    branch = {"setting": setting.record} if config.model_structure == "b2" else None
+    trainer = new_trainer(config, data, device)
     rebuilds_model = {
         "architecture": config.architecture,
         "classifier_form": config.classifier_form,
@@ -296,21 +302,30 @@ def train(
         "seed": config.seed,
     }
 
-    def train_stage(structure: str, epochs: int, lr: float, prefix: str = "", **validating: Any) -> None:
-        """Train with the loss of a model structure, and record the epochs under its name."""
-        settings = rebuilds_model | {"model_structure": structure} | ({"branch": branch} if structure == "b2" else {})
-        history = History(run, wandb, structure, settings, prefix, config.save_every, resumed, **validating)
+    def fit(structure: str, setting: BranchSetting, epochs: int, lr: float) -> Iterator[Epoch]:
+        """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
         after_step = None
-        if setting.nonnegative and structure == "b2":
+        if setting.nonnegative:
             assert model.sigmoid_head is not None
             after_step = partial(make_nonnegative, model.sigmoid_head)
             after_step()  # the branch starts without negative weights, too
+        objective = OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight)
+        return trainer.fit(model, objective, structure, epochs=epochs, lr=lr, resumed=resumed, after_step=after_step)
+
+    def train_stage(
+        structure: str,
+        epochs: int,
+        lr: float,
+        prefix: str = "",
+        branch: dict[str, Any] | None = None,
+        **validating: Any,
+    ) -> None:
+        """Train, and record the epochs and checkpoints under the stage's name."""
+        settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
+        history = History(run, wandb, structure, settings, prefix, config.save_every, resumed, **validating)
+        epochs_trained = fit(structure, setting_of(branch), epochs, lr)
         if not epochs and resumed is None:
             history.save_untrained(model)
-        objective = OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight)
-        epochs_trained = trainer.fit(
-            model, objective, structure, epochs=epochs, lr=lr, resumed=resumed, after_step=after_step
-        )
         history.follow(epochs_trained, model)
 
     if config.model_structure == "b2" and model.sigmoid_head is None:
@@ -321,9 +336,83 @@ def train(
         model, resumed = add_branch(config, model), None
 
     model.set_trainable(UNFREEZE[config.unfreeze_layer])
-    validate, criterion = validation(config, data, setting, device)
-    train_stage(config.model_structure, config.epochs, config.lr, validate=validate, criterion=criterion)
+    branch = None
+    if config.model_structure == "b2":
+        branch = (resumed or {}).get("branch") or {"setting": branch_setting(config).record}
+        if config.branch_choice == "val" and resumed is None:
+            branch = choose_branch(config, data, model, trainer, fit, run, device, wandb)
+    validate, criterion = validation(config, data, setting_of(branch), device)
+    train_stage(config.model_structure, config.epochs, config.lr, branch=branch, validate=validate, criterion=criterion)
     return model, branch
+
+
+def new_trainer(config: Any, data: WsolData, device: torch.device) -> Trainer:
+    """What trains on the images of the train split."""
+    return Trainer(
+        image_loader(config, data, "train", train=True),
+        device,
+        seed=config.seed,
+        set_epoch=set_epoch,
+        decay_frequency=config.lr_decay_frequency,
+        classifier_ratio=config.lr_classifier_ratio,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def choose_branch(
+    config: Any,
+    data: WsolData,
+    model: Classifier,
+    trainer: Trainer,
+    fit: Callable[[str, BranchSetting, int, float], Iterator[Epoch]],
+    run: RunFolder,
+    device: torch.device,
+    wandb: WandbLogger,
+) -> dict[str, Any]:
+    """Train the branch with each of CANDIDATES from the same start, and find the one that localizes best on val.
+
+    Args:
+        model: left as it was.
+        fit: trains the model: (structure, setting, epochs, learning rate), see `Trainer.fit`.
+
+    Returns:
+        `branch` of results.json: the best setting, the first of equal ones, and every candidate with its figures.
+    """
+    if not trainer.caches_features(model):
+        log.info(
+            "features cannot be cached here: choosing the branch takes %d trainings of %d epochs over the images",
+            len(CANDIDATES),
+            config.epochs,
+        )
+    start = copy.deepcopy(model.state_dict())
+    candidates = []
+    for setting in CANDIDATES:
+        model.load_state_dict(start)
+        epoch_log = EpochLog(run, wandb, candidate_stage(setting))
+        for epoch in fit("b2", setting, config.epochs, config.lr):
+            epoch_log.train(epoch)
+        validate, criterion = validation(config, data, setting, device)
+        assert validate is not None and criterion is not None, "read_data asks for a val split"
+        val = epoch_log.val(epoch, model, validate)
+        if criterion not in val:
+            raise InputError("--branch_choice val: the masks of the val split have no foreground to localize")
+        candidates.append({"setting": setting.record, "val": val})
+    model.load_state_dict(start)
+    best = max(candidates, key=lambda candidate: candidate["val"][criterion])
+    branch = {"setting": best["setting"], "criterion": criterion, "candidates": candidates}
+    log.info("\n%s\n", tables.branch_table(branch))
+    return branch
+
+
+def setting_of(branch: dict[str, Any] | None) -> BranchSetting:
+    """The setting in `branch` of results.json or a checkpoint; the default for None, a network with one head."""
+    return BranchSetting() if branch is None else BranchSetting.from_record(branch["setting"])
+
+
+def candidate_stage(setting: BranchSetting) -> str:
+    """The name of a candidate's epochs in the log and in metrics.jsonl."""
+    return f"b2 {setting}"
 
 
 def validation(

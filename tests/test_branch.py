@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, arguments
+from conftest import TinyNet, arguments, write_dataset
 from torch import nn
 
 import main as program
 from config import parse_args
 from wsol import dualize, training
 from wsol.backbones import ARCHITECTURES, Architecture
-from wsol.branch import BranchSetting
+from wsol.branch import CANDIDATES, BranchSetting
 from wsol.classifier import Classifier, Output, linear_layers
 from wsol.dual_head import make_nonnegative
 from wsol.errors import InputError
@@ -269,3 +269,149 @@ def test_library_users_project_after_each_step():
         optimizer.step()
         make_nonnegative(dual.sigmoid_head)
     assert dual.sigmoid_head.weight.min() >= 0 and dual.softmax_head.weight.min() < 0
+
+
+# ------------------------------------------------------------------- chosen on val
+
+CHOICE = ("--branch_choice", "val", "--augment", "none", "--vanilla_epochs", "1", "--cam_curve_interval", "0.1", *QUICK)
+STAGES = [f"b2 {setting}" for setting in CANDIDATES]
+
+
+def val_figures(monkeypatch, by_setting: dict[BranchSetting, float]) -> None:
+    """Let the val split say that each setting's branch localizes this well; others have 0."""
+    real = program.validation
+
+    def validation(config, data, setting, device):
+        validate, criterion = real(config, data, setting, device)
+        return (lambda model: validate(model) | {criterion: by_setting.get(setting, 0.0)}), criterion
+
+    monkeypatch.setattr(program, "validation", validation)
+
+
+def test_the_best_on_val_is_kept_and_equals_a_run_with_its_setting(shapes, monkeypatch):
+    val_figures(monkeypatch, {CANDIDATES[3]: 60.0, CANDIDATES[5]: 60.0, CANDIDATES[0]: 59.0})
+    chosen = program.main(arguments(shapes, *CHOICE, name="chosen"))
+    monkeypatch.undo()
+    assert chosen["branch"]["setting"] == CANDIDATES[3].record == {"weights": "nonnegative", "lambda": 0.1}
+    assert "branch_choice" in chosen["config"]
+    given = program.main(arguments(shapes, *CONSTRAINED, *CHOICE[2:], name="given"))
+    a, b = (content(shapes / "runs" / name) for name in ("chosen", "given"))
+    assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
+    assert chosen["rows"] == given["rows"] and chosen["classification"] == given["classification"]
+
+
+def test_every_candidate_is_reported(shapes, monkeypatch):
+    results = program.main(arguments(shapes, *CHOICE))
+    folder = shapes / "runs/run"
+    branch = json.loads((folder / "results.json").read_text())["branch"]
+    assert branch == results["branch"] == content(folder)["branch"]
+    assert [candidate["setting"] for candidate in branch["candidates"]] == [setting.record for setting in CANDIDATES]
+    figures = [candidate["val"][branch["criterion"]] for candidate in branch["candidates"]]
+    assert branch["setting"] == branch["candidates"][figures.index(max(figures))]["setting"]
+    assert len({candidate["val"]["top1"] for candidate in branch["candidates"]}) == 1  # the softmax head's
+
+    lines = metrics_of(folder)
+    assert list(dict.fromkeys(line["stage"] for line in lines)) == ["vanilla", *STAGES, "b2"]
+    for stage, candidate in zip(STAGES, branch["candidates"], strict=True):
+        own = [line for line in lines if line["stage"] == stage]
+        assert [(line["epoch"], line["split"]) for line in own] == [(1, "train"), (2, "train"), (2, "val")]
+        assert own[-1]["maxboxacc_v2"] == pytest.approx(candidate["val"]["maxboxacc_v2"], abs=1e-3)
+    # The run's own training repeats the best candidate's.
+    best = [line for line in lines if line["stage"] == STAGES[figures.index(max(figures))]]
+    final = [line for line in lines if line["stage"] == "b2"]
+    assert [{**line, "stage": "b2"} for line in best] == [final[0], final[2], final[3]]
+    log = (folder / "log.txt").read_text()
+    assert tables.branch_table(branch) in log and "features cannot be cached" not in log
+    again = program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
+    assert again["branch"] == branch and again["rows"] == results["rows"]
+
+
+def test_the_table_of_candidates_by_hand():
+    val = [{"maxboxacc_v1": 50.0}, {"maxboxacc_v1": 61.25}]
+    candidates = [
+        {"setting": setting.record, "val": figures} for setting, figures in zip(CANDIDATES[1:3], val, strict=True)
+    ]
+    branch = {"setting": CANDIDATES[2].record, "criterion": "maxboxacc_v1", "candidates": candidates}
+    lines = [line.split() for line in tables.branch_table(branch).splitlines()]
+    assert lines[0] == ["branch", "weights", "lambda", "MaxBoxAcc", "on", "val"]
+    assert lines[2:] == [["nonnegative", "inf", "50.0"], ["nonnegative", "0.3", "61.2", "chosen"]]
+
+
+def test_candidates_on_images_are_announced_and_equal_cached_ones(shapes, monkeypatch, capsys):
+    program.main(arguments(shapes, *CHOICE, "--train_only", name="cached"))
+    monkeypatch.setattr(training, "features_can_be_cached", lambda *_: False)
+    capsys.readouterr()
+    program.main(arguments(shapes, *CHOICE, "--train_only", name="plain"))
+    assert (
+        "features cannot be cached here: choosing the branch takes 6 trainings of 2 epochs" in capsys.readouterr().out
+    )
+    a, b = (content(shapes / "runs" / name) for name in ("cached", "plain"))
+    assert a["branch"]["setting"] == b["branch"]["setting"]
+    assert all(torch.allclose(a["state_dict"][key], b["state_dict"][key], atol=1e-5) for key in a["state_dict"])
+
+
+def test_candidates_start_alike_when_the_trunk_trains(shapes):
+    """Without a frozen trunk, each candidate begins with the network that the others began with."""
+    flags = ("--unfreeze_layer", "all", "--train_only", "--augment", "none", "--vanilla_epochs", "1")
+    program.main(arguments(shapes, "--branch_choice", "val", *flags, name="chosen"))
+    setting = BranchSetting.from_record(content(shapes / "runs/chosen")["branch"]["setting"])
+    given = ("--branch_weights", setting.weights, "--branch_lambda", str(setting.c2_weight))
+    program.main(arguments(shapes, *given, *flags, name="given"))
+    a, b = (content(shapes / "runs" / name)["state_dict"] for name in ("chosen", "given"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.parametrize("killed_at", ["candidate", "own training"])
+def test_a_choice_that_was_killed_ends_at_the_same_branch(shapes, monkeypatch, killed_at):
+    whole = program.main(arguments(shapes, *CHOICE, name="whole"))
+    cut = arguments(shapes, *CHOICE, name="cut")
+    if killed_at == "candidate":
+        real = program.validation
+
+        def validation(config, data, setting, device):
+            if setting == CANDIDATES[3]:
+                raise Killed
+            return real(config, data, setting, device)
+
+        monkeypatch.setattr(program, "validation", validation)
+        with pytest.raises(Killed):
+            program.main(cut)
+        monkeypatch.setattr(program, "validation", real)
+    else:
+        killed_after(monkeypatch, 3, *cut)  # after the vanilla stage's checkpoint, and best and last of epoch 1
+    resumed = program.main(["--root", str(shapes / "runs"), "--experiment_name", "cut", "--resume"])
+    assert resumed["branch"] == whole["branch"] and resumed["rows"] == whole["rows"]
+    a, b = (content(shapes / "runs" / name)["state_dict"] for name in ("whole", "cut"))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert metrics_of(shapes / "runs/whole") == metrics_of(shapes / "runs/cut")
+
+
+def test_a_choice_needs_a_val_split(tmp_path):
+    root = write_dataset(tmp_path, "Shapes", splits=("train", "test"))
+    with pytest.raises(InputError, match="needs a val split, but .*Shapes has none; add one, or give --branch_weights"):
+        program.main(arguments(root, *CHOICE))
+    assert not (root / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--branch_weights", "nonnegative"], "tries settings of its own; leave out --branch_weights"),
+        (["--branch_lambda", "0.1"], "tries settings of its own"),
+        (["--epochs", "0"], "--epochs 0 trains none"),
+        (["--unfreeze_layer", "fc"], "--unfreeze_layer fc with --epochs 10 trains none"),
+        (["--model_structure", "vanilla"], "--branch_choice val is about the sigmoid branch: it needs"),
+        (["--model_structure", "b1"], "needs --model_structure b2, not b1"),
+    ],
+)
+def test_a_choice_contradicts(flags, message):
+    with pytest.raises(InputError, match=message):
+        parse_args(["--branch_choice", "val", *flags])
+
+
+def test_a_choice_by_pxap_where_there_are_masks_alone(tmp_path):
+    root = write_dataset(tmp_path, "Shapes", form="masks")
+    results = program.main(arguments(root, *CHOICE))
+    assert results["branch"]["criterion"] == "pxap"
+    again = program.main(["--root", str(root / "runs"), "--experiment_name", "run", "--resume"])
+    assert again["branch"] == results["branch"] and again["rows"] == results["rows"]

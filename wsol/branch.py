@@ -1,4 +1,4 @@
-"""How the sigmoid branch is trained: which weights it may have, and its loss. Imports no torch."""
+"""How the sigmoid branch is trained: its weights' sign, its loss, the candidates of a choice. Imports no torch."""
 
 from __future__ import annotations
 
@@ -35,3 +35,10 @@ class BranchSetting(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.weights} lambda {self.c2_weight:g}"
+
+
+# What `--branch_choice val` tries, in this order: the paper's recipe, then nonnegative weights with less and less c2.
+CANDIDATES = (
+    BranchSetting(),
+    *(BranchSetting("nonnegative", c2_weight) for c2_weight in (math.inf, 0.3, 0.1, 0.03, 0.0)),
+)

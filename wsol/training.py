@@ -232,6 +232,11 @@ class Trainer:
             start = time.perf_counter()
             schedule.step()
 
+    def caches_features(self, model: Classifier) -> bool:
+        """Whether training runs the heads on features that are computed once; computes them now if they are missing."""
+        self._inputs(model.to(self.device))
+        return self._features is not None
+
     def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
         """What to run on which batches: the heads on cached features if possible, otherwise the network on images."""
         if not features_can_be_cached(model, self.loader.dataset):

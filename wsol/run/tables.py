@@ -117,6 +117,21 @@ def _half_width(interval: Sequence[float] | None) -> str:
     return f"{(interval[1] - interval[0]) / 2:.1f}" if interval is not None else ""
 
 
+def branch_table(branch: dict[str, Any]) -> str:
+    """One line per candidate of `--branch_choice val`; branch: that block of results.json."""
+    heading = (_COLUMNS | {"maxboxacc_v1": "MaxBoxAcc"})[branch["criterion"]]
+    lines = [
+        [
+            candidate["setting"]["weights"],
+            str(candidate["setting"]["lambda"]),
+            f"{candidate['val'][branch['criterion']]:.1f}",
+            "chosen" if candidate["setting"] == branch["setting"] else "",
+        ]
+        for candidate in branch["candidates"]
+    ]
+    return _tabulate(lines, ["branch weights", "lambda", f"{heading} on val", ""], left=1)
+
+
 def fidelity_table(results: dict[str, Any]) -> str:
     """One line per variant and head whose confidence is read; arrows point to where better is."""
     lines: list[tuple[str, str, str, dict[str, float]]] = []
