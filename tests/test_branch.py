@@ -321,6 +321,7 @@ def test_every_candidate_is_reported(shapes, monkeypatch):
     final = [line for line in lines if line["stage"] == "b2"]
     assert [{**line, "stage": "b2"} for line in best] == [final[0], final[2], final[3]]
     log = (folder / "log.txt").read_text()
+    assert "branch: chosen on val among 6 settings, each trained for 2 epochs before the run's own 2" in log
     assert tables.branch_table(branch) in log and "features cannot be cached" not in log
     again = program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
     assert again["branch"] == branch and again["rows"] == results["rows"]

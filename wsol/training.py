@@ -185,6 +185,7 @@ class Trainer:
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
         self._features: TensorDataset | None = None  # shared by all stages that leave trunk and neck unchanged
         self._features_tried = False
+        self._seconds_before = 0.0  # spent in `caches_features`; they count for the epoch that follows
 
     def fit(
         self,
@@ -217,7 +218,7 @@ class Trainer:
                 group.update(settings)
         # LambdaLR counts finished epochs.
         schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
-        start = time.perf_counter()
+        start, self._seconds_before = time.perf_counter() - self._seconds_before, 0.0
         forward, loader = self._inputs(model)
         for number in range(done + 1, epochs + 1):
             moment = (zlib.crc32(stage.encode()), number)
@@ -234,7 +235,9 @@ class Trainer:
 
     def caches_features(self, model: Classifier) -> bool:
         """Whether training runs the heads on features that are computed once; computes them now if they are missing."""
+        start = time.perf_counter()
         self._inputs(model.to(self.device))
+        self._seconds_before += time.perf_counter() - start
         return self._features is not None
 
     def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
