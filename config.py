@@ -20,6 +20,7 @@ import munch
 import yaml
 
 from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS
+from wsol.branch import CANDIDATES, WEIGHTS, BranchSetting
 from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
 from wsol.cam.variant import HEADS
@@ -71,13 +72,15 @@ def architecture(text: str) -> str:
     return text
 
 
-def _number(kind: type, low: float, high: float = math.inf, above: bool = False) -> Callable[[str], Any]:
+def _number(
+    kind: type, low: float, high: float = math.inf, above: bool = False, infinite: bool = False
+) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
-        if not math.isfinite(value) or not (low < value if above else low <= value) or value > high:
+        if (math.isinf(value) and not infinite) or not (low < value if above else low <= value) or value > high:
             bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
             raise argparse.ArgumentTypeError(f"{text} is out of range ({bounds})")
         return value
@@ -88,8 +91,9 @@ def _number(kind: type, low: float, high: float = math.inf, above: bool = False)
 count, positive = _number(int, 0), _number(int, 1)
 amount, rate = _number(float, 0), _number(float, 0, above=True)
 share, size = _number(float, 0, 1), _number(int, 16, 4096)
+amount_or_inf = _number(float, 0, infinite=True)
 # What --help shows for a value of each type.
-_METAVARS = dict.fromkeys((count, positive, size), "N") | dict.fromkeys((amount, rate, share), "X")
+_METAVARS = dict.fromkeys((count, positive, size), "N") | dict.fromkeys((amount, amount_or_inf, rate, share), "X")
 
 
 # --------------------------------------------------------------------------- the table of settings
@@ -220,6 +224,16 @@ _MAIN_SETTINGS = (
             group=_NETWORK),
     Setting("sigmoid_init", "start the branch as a clone of the softmax head, or at random as in the authors' code",
             "clone", choices=("clone", "random"), group=_NETWORK),
+    Setting("branch_weights", "b2: weights of the sigmoid branch's last linear layer. free; or nonnegative: negative "
+            "weights are set to zero at the start and after each step (in an MLP, units of the last hidden layer are "
+            "then only added up, never subtracted)", "free", choices=WEIGHTS, group=_NETWORK, scope=FIXED,
+            follows=("model_structure",)),
+    Setting("branch_lambda", "b2: the sigmoid branch's loss is cross entropy + X times --c2 of its own logits; 0 is "
+            "cross entropy alone, inf is --c2 alone", math.inf, amount_or_inf, group=_NETWORK, scope=FIXED,
+            follows=("model_structure",)),
+    Setting("branch_choice", "b2: take --branch_weights and --branch_lambda as given, or (val) train each of "
+            f"{len(CANDIDATES)} settings and keep the one that localizes best on the val split", "given",
+            choices=("given", "val"), group=_NETWORK, scope=FIXED, follows=("model_structure",)),
     _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True,
           group=_NETWORK),
     # ------------------------------------------------------------- training
@@ -500,10 +514,11 @@ def continue_run(config: munch.Munch, saved: Mapping[str, Any], path: str) -> mu
     given = {key: config[key] for key in config.given}
     if config.resume:
         for key, value in given.items():
-            if table[key].scope == FIXED and key in saved and saved[key] != value:
+            before = saved.get(key, table[key].default)  # a setting newer than the run had its default
+            if table[key].scope == FIXED and before not in (None, value):
                 raise InputError(
-                    f"--resume cannot change --{key} to {value}: {path} says {saved[key]}; start another run instead, "
-                    "from this one's checkpoint with --ft_ckpt if you like"
+                    f"--resume cannot change --{key} to {value}: the run of {path} has {before}; start another run "
+                    "instead, from this one's checkpoint with --ft_ckpt if you like"
                 )
     kept = _not_overruled(saved, given)
     if config.resume and "vanilla_epochs" in saved and "vanilla_epochs" not in given:
@@ -530,9 +545,12 @@ def _not_overruled(saved: Mapping[str, Any], given: Collection[str], always: Col
 
 
 def saved_settings(config: munch.Munch) -> dict[str, Any]:
-    """What config.yaml contains: the settings of the run, without those of a single command line."""
+    """What config.yaml contains: the settings of the run, without those of a single command line.
+
+    Infinity is the text "inf": JSON has no number for it.
+    """
     return {
-        name: munch.unmunchify(config[name])
+        name: "inf" if config[name] == math.inf else munch.unmunchify(config[name])
         for name, setting in settings_of(MAIN).items()
         if setting.scope != COMMAND_LINE or name == "experiment_name"
     }
@@ -590,6 +608,22 @@ def _check(config: munch.Munch) -> None:
                 f"--unfreeze_layer {config.unfreeze_layer} is the sigmoid branch: it needs --model_structure b2, not "
                 f"{config.model_structure}"
             )
+        for flag in ("branch_weights", "branch_lambda", "branch_choice"):
+            if config[flag] != settings_of(MAIN)[flag].default:
+                raise InputError(
+                    f"--{flag} {config[flag]} is about the sigmoid branch: it needs --model_structure b2, not "
+                    f"{config.model_structure}"
+                )
+    if config.branch_choice == "val":
+        if branch_setting(config) != BranchSetting():
+            raise InputError(
+                "--branch_choice val tries settings of its own; leave out --branch_weights and --branch_lambda"
+            )
+        if not config.eval_only and not (config.epochs and "sigmoid_head" in UNFREEZE[config.unfreeze_layer]):
+            raise InputError(
+                f"--branch_choice val compares trained branches, but --unfreeze_layer {config.unfreeze_layer} with "
+                f"--epochs {config.epochs} trains none"
+            )
     if not UNFREEZE[config.unfreeze_layer] and config.epochs and not config.eval_only:
         raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
     if config.resume + config.eval_only + config.override_cache > 1:
@@ -634,6 +668,11 @@ def _check_gpus(text: str) -> None:
 def gpu_indices(text: str) -> list[int]:
     """Split "0,1" into [0, 1]."""
     return [int(word) for word in str(text).split(",")]
+
+
+def branch_setting(config: munch.Munch) -> BranchSetting:
+    """How the sigmoid branch is to be trained."""
+    return BranchSetting(config.branch_weights, config.branch_lambda)
 
 
 def splits_needed(config: munch.Munch) -> tuple[str, ...]:

@@ -8,16 +8,19 @@ python main.py --experiment_name run-1 --eval_only
 
 import sys
 
-from config import UNFREEZE, adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from config import UNFREEZE, adopt, branch_setting, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
 from wsol.run import command
 
 if __name__ == "__main__":
     command.check_early(parse_args)  # the imports below take seconds; --help and mistyped flags should not
 
 import contextlib
+import copy
+import math
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,12 +32,14 @@ from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps
 from wsol import build, dualize
 from wsol.backbones import get_architecture
+from wsol.branch import CANDIDATES, BranchSetting
 from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, cam_options, variants
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.reader import SplitMetadata
 from wsol.datasets.registry import dataset_info, will_be_generated
 from wsol.device import select_device
+from wsol.dual_head import make_nonnegative
 from wsol.errors import InputError
 from wsol.evaluation.fidelity import FidelityEvaluation
 from wsol.evaluation.ground_truth import load_ground_truth
@@ -50,10 +55,10 @@ from wsol.run import checkpoint as checkpoints
 from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
-from wsol.run.history import History, Validate
+from wsol.run.history import EpochLog, History, Validate
 from wsol.run.restore import check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
-from wsol.training import Trainer, seed_everything
+from wsol.training import Epoch, Trainer, seed_everything
 
 FIGURE_IMAGES = 6
 
@@ -80,10 +85,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         config=saved_settings(config),
     )
     results = None
+    branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
-        model = train(config, data, model, checkpoint, run, device, wandb)
+        model, branch = train(config, data, model, checkpoint, run, device, wandb)
     if not config.train_only:
-        measured = measure(config, data, model, class_names, run, device)
+        measured = measure(config, data, model, class_names, branch, run, device)
         results = measured.results
         report.write(run, results, measured.images, class_names)
         log.info("\n%s", tables.summary(results))
@@ -141,7 +147,7 @@ def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
         roots = [config.data_root, config.metadata_root, config.mask_root]
         if config.dry_run and to_be_generated:
             roots = [stack.enter_context(tempfile.TemporaryDirectory())] * 3  # generated, counted, and removed
-        return load_data(
+        data = load_data(
             config.dataset_name,
             *roots,
             splits=splits_needed(config),
@@ -151,6 +157,12 @@ def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
             skip_bad=config.skip_bad_images,
             workers=config.workers,
         )
+    if config.branch_choice == "val" and not config.eval_only and "val" not in data.splits:
+        raise InputError(
+            f"--branch_choice val needs a val split, but {config.metadata_root}/{data.name} has none; add one, or give "
+            "--branch_weights and --branch_lambda instead"
+        )
+    return data
 
 
 def build_model(config: Any, data: WsolData, checkpoint: Checkpoint | None) -> tuple[Classifier, list[str]]:
@@ -218,6 +230,13 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
         f"{trainable:,}",
         f"{frozen:,}",
     )
+    if config.branch_choice == "val" and not config.eval_only:
+        log.info(
+            "branch: chosen on val among %d settings, each trained for %d epochs before the run's own %d",
+            len(CANDIDATES),
+            config.epochs,
+            config.epochs,
+        )
     if config.fidelity and "test" in data.splits:
         passes = sum(COST[name] for name in config.fidelity)
         num_rows, num_images = len(variants(config.methods, config.heads)), len(data.splits["test"])
@@ -256,25 +275,22 @@ def train(
     run: RunFolder,
     device: torch.device,
     wandb: WandbLogger,
-) -> Classifier:
-    """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch."""
+) -> tuple[Classifier, dict[str, Any] | None]:
+    """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch.
+
+    Returns:
+        The network, and how its branch was trained: `branch` of results.json; None without a branch.
+    """
     resumed = checkpoint.training_state if checkpoint is not None and checkpoint.role == "resume" else None
-    last_epochs: dict[str, int] = {}
+    last_epochs: dict[str, float] = {}
     if resumed is not None:
         log.info("resuming after epoch %d of stage %s", resumed["epoch"], resumed["stage"])
         # A checkpoint of b2 has its vanilla stage behind it.
         last_epochs = {"vanilla": config.vanilla_epochs} | {resumed["stage"]: resumed["epoch"]}
+        for candidate in resumed.get("branch", {}).get("candidates", []):
+            last_epochs[candidate_stage(setting_of(candidate))] = math.inf
     run.forget_metrics_after(last_epochs)  # epochs that no checkpoint has are trained again
-    trainer = Trainer(
-        image_loader(config, data, "train", train=True),
-        device,
-        seed=config.seed,
-        set_epoch=set_epoch,
-        decay_frequency=config.lr_decay_frequency,
-        classifier_ratio=config.lr_classifier_ratio,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
+    trainer = new_trainer(config, data, device)
     rebuilds_model = {
         "architecture": config.architecture,
         "classifier_form": config.classifier_form,
@@ -286,14 +302,31 @@ def train(
         "seed": config.seed,
     }
 
-    def train_stage(structure: str, epochs: int, lr: float, prefix: str = "", **validating: Any) -> None:
-        """Train with the loss of a model structure, and record the epochs under its name."""
-        settings = rebuilds_model | {"model_structure": structure}
+    def fit(structure: str, setting: BranchSetting, epochs: int, lr: float) -> Iterator[Epoch]:
+        """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
+        after_step = None
+        if setting.nonnegative:
+            assert model.sigmoid_head is not None
+            after_step = partial(make_nonnegative, model.sigmoid_head)
+            after_step()  # the branch starts without negative weights, too
+        objective = OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight)
+        return trainer.fit(model, objective, structure, epochs=epochs, lr=lr, resumed=resumed, after_step=after_step)
+
+    def train_stage(
+        structure: str,
+        epochs: int,
+        lr: float,
+        prefix: str = "",
+        branch: dict[str, Any] | None = None,
+        **validating: Any,
+    ) -> None:
+        """Train, and record the epochs and checkpoints under the stage's name."""
+        settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
         history = History(run, wandb, structure, settings, prefix, config.save_every, resumed, **validating)
+        epochs_trained = fit(structure, setting_of(branch), epochs, lr)
         if not epochs and resumed is None:
             history.save_untrained(model)
-        objective = OBJECTIVES[structure](config.c1, config.c2)
-        history.follow(trainer.fit(model, objective, structure, epochs=epochs, lr=lr, resumed=resumed), model)
+        history.follow(epochs_trained, model)
 
     if config.model_structure == "b2" and model.sigmoid_head is None:
         neck = f" and its new layers {', '.join(model.neck_names)}" if model.neck else ""
@@ -303,12 +336,88 @@ def train(
         model, resumed = add_branch(config, model), None
 
     model.set_trainable(UNFREEZE[config.unfreeze_layer])
-    validate, criterion = validation(config, data, device)
-    train_stage(config.model_structure, config.epochs, config.lr, validate=validate, criterion=criterion)
-    return model
+    branch = None
+    if config.model_structure == "b2":
+        branch = (resumed or {}).get("branch") or {"setting": branch_setting(config).record}
+        if config.branch_choice == "val" and resumed is None:
+            branch = choose_branch(config, data, model, trainer, fit, run, device, wandb)
+    validate, criterion = validation(config, data, setting_of(branch), device)
+    train_stage(config.model_structure, config.epochs, config.lr, branch=branch, validate=validate, criterion=criterion)
+    return model, branch
 
 
-def validation(config: Any, data: WsolData, device: torch.device) -> tuple[Validate | None, str | None]:
+def new_trainer(config: Any, data: WsolData, device: torch.device) -> Trainer:
+    """What trains on the images of the train split."""
+    return Trainer(
+        image_loader(config, data, "train", train=True),
+        device,
+        seed=config.seed,
+        set_epoch=set_epoch,
+        decay_frequency=config.lr_decay_frequency,
+        classifier_ratio=config.lr_classifier_ratio,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+    )
+
+
+def choose_branch(
+    config: Any,
+    data: WsolData,
+    model: Classifier,
+    trainer: Trainer,
+    fit: Callable[[str, BranchSetting, int, float], Iterator[Epoch]],
+    run: RunFolder,
+    device: torch.device,
+    wandb: WandbLogger,
+) -> dict[str, Any]:
+    """Train the branch with each of CANDIDATES from the same start, and find the one that localizes best on val.
+
+    Args:
+        model: left as it was.
+        fit: trains the model: (structure, setting, epochs, learning rate), see `Trainer.fit`.
+
+    Returns:
+        `branch` of results.json: the best setting, the first of equal ones, and every candidate with its figures.
+    """
+    if not trainer.caches_features(model):
+        log.info(
+            "features cannot be cached here: choosing the branch takes %d trainings of %d epochs over the images",
+            len(CANDIDATES),
+            config.epochs,
+        )
+    start = copy.deepcopy(model.state_dict())
+    candidates = []
+    for setting in CANDIDATES:
+        model.load_state_dict(start)
+        epoch_log = EpochLog(run, wandb, candidate_stage(setting))
+        for epoch in fit("b2", setting, config.epochs, config.lr):
+            epoch_log.train(epoch)
+        validate, criterion = validation(config, data, setting, device)
+        assert validate is not None and criterion is not None, "read_data asks for a val split"
+        val = epoch_log.val(epoch, model, validate)
+        if criterion not in val:
+            raise InputError("--branch_choice val: the masks of the val split have no foreground to localize")
+        candidates.append({"setting": setting.record, "val": val})
+    model.load_state_dict(start)
+    best = max(candidates, key=lambda candidate: candidate["val"][criterion])
+    branch = {"setting": best["setting"], "criterion": criterion, "candidates": candidates}
+    log.info("\n%s\n", tables.branch_table(branch))
+    return branch
+
+
+def setting_of(branch: dict[str, Any] | None) -> BranchSetting:
+    """The setting in `branch` of results.json or a checkpoint; the default for None, a network with one head."""
+    return BranchSetting() if branch is None else BranchSetting.from_record(branch["setting"])
+
+
+def candidate_stage(setting: BranchSetting) -> str:
+    """The name of a candidate's epochs in the log and in metrics.jsonl."""
+    return f"b2 {setting}"
+
+
+def validation(
+    config: Any, data: WsolData, setting: BranchSetting, device: torch.device
+) -> tuple[Validate | None, str | None]:
     """A function that returns the figures of the val split, and the figure that chooses `best`; None without val.
 
     It measures the first CAM method on the head that learns to explain, whatever rows the table will have: in b2 the
@@ -318,7 +427,7 @@ def validation(config: Any, data: WsolData, device: torch.device) -> tuple[Valid
         return None, None
     v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
     criterion = "pxap" if data.splits["val"].boxes is None else "maxboxacc_v2" if v2 else "maxboxacc_v1"
-    objective = OBJECTIVES[config.model_structure](config.c1, config.c2)
+    objective = OBJECTIVES[config.model_structure](config.c1, config.c2, setting.c2_weight)
     head = "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
     loader = image_loader(config, data, "val")
 
@@ -387,9 +496,18 @@ class Measured(NamedTuple):
 
 
 def measure(
-    config: Any, data: WsolData, model: Classifier, class_names: list[str], run: RunFolder, device: torch.device
+    config: Any,
+    data: WsolData,
+    model: Classifier,
+    class_names: list[str],
+    branch: dict[str, Any] | None,
+    run: RunFolder,
+    device: torch.device,
 ) -> Measured:
-    """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test."""
+    """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test.
+
+    branch: how the sigmoid branch was trained, for results.json; None if there is none or it is not known.
+    """
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
     extractor = new_extractor(config, model, config.methods, config.heads, meter)
@@ -440,6 +558,7 @@ def measure(
         "architecture": config.architecture,
         "seed": config.seed,
         "config": saved_settings(config),
+        **({} if branch is None else {"branch": branch}),
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         **({} if bootstrap is None else {"bootstrap": bootstrap}),

@@ -133,3 +133,23 @@ def test_devices(monkeypatch):
     assert device.select_device([0, 1]) == torch.device("cuda", 0) and "one device per process" in warned[0]
     with pytest.raises(InputError, match="--gpus 2: this machine has the CUDA devices 0..1"):
         device.select_device([2])
+
+
+def test_features_cached_ahead_of_training_count_for_its_first_epoch(monkeypatch):
+    dual = dualize(TinyNet(5))
+    trainer = training.Trainer(
+        loader_of(torch.randn(4, 3, 32, 32)),
+        torch.device("cpu"),
+        seed=0,
+        set_epoch=lambda *_: None,
+        decay_frequency=3,
+        classifier_ratio=10,
+        momentum=0.9,
+        weight_decay=0.0,
+    )
+    clock = iter([0.0, 100.0, 200.0, 201.0, 201.0, 202.0, 202.0])  # caching takes 100 s, each epoch 1 s
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(training, "progress", lambda loader, title: loader)
+    assert trainer.caches_features(dual)
+    objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
+    assert [epoch.seconds for epoch in trainer.fit(dual, objective, "b2", epochs=2, lr=1e-3)] == [101.0, 1.0]

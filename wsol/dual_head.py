@@ -1,4 +1,4 @@
-"""Dual-CAM's sigmoid branch: find the classification head, clone it, freeze the rest.
+"""Dual-CAM's sigmoid branch: find the classification head, clone it, freeze the rest; nonnegative weights.
 
     from wsol import dualize
     dual = dualize(torchvision.models.resnet50(weights="DEFAULT"))
@@ -10,6 +10,7 @@ describes the sigmoid branch as a clone of the trained softmax head; that is wha
 
 import copy
 
+import torch
 from torch import nn
 
 from wsol.classifier import Classifier, find_head, linear_layers, module_name
@@ -63,3 +64,14 @@ def dualize(
         head_is_new=head_is_new,
     )
     return dual.set_trainable(["sigmoid_head"])
+
+
+@torch.no_grad()
+def make_nonnegative(head: nn.Module) -> None:
+    """Set the negative weights of a head's last linear layer to zero, in place; its bias is left as it is.
+
+    Called after each optimizer step, this is projected gradient descent onto weights >= 0. The head then explains a
+    class by the same weights that a clamped map uses. In an MLP head, units of the last hidden layer are only added to
+    a class's score, never subtracted.
+    """
+    linear_layers(head)[-1].weight.clamp_(min=0)

@@ -5,6 +5,7 @@ torch is imported inside the losses, so that the command line can list their nam
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -48,25 +49,35 @@ LOSSES: dict[str, Loss] = {
 }
 
 
-def vanilla(c1: str, c2: str) -> Objective:
+def branch_loss(c2: str, c2_weight: float) -> Loss:
+    """Cross entropy + c2_weight * c2 of the same logits; c2 alone where c2_weight is infinite (Dual-CAM's recipe)."""
+    if math.isinf(c2_weight):
+        return LOSSES[c2]
+    if not c2_weight:
+        return cross_entropy
+    return lambda logits, labels: cross_entropy(logits, labels) + c2_weight * LOSSES[c2](logits, labels)
+
+
+def vanilla(c1: str, c2: str, c2_weight: float = math.inf) -> Objective:
     """One head with the loss c1."""
     return lambda output, labels: LOSSES[c1](output.logits, labels)
 
 
-def one_branch(c1: str, c2: str) -> Objective:
+def one_branch(c1: str, c2: str, c2_weight: float = math.inf) -> Objective:
     """One head with both losses, c1 + c2 on the same logits."""
     return lambda output, labels: LOSSES[c1](output.logits, labels) + LOSSES[c2](output.logits, labels)
 
 
-def two_branches(c1: str, c2: str) -> Objective:
-    """c1 on the softmax head + c2 on the sigmoid branch. For a frozen softmax head, c1 is a constant."""
+def two_branches(c1: str, c2: str, c2_weight: float = math.inf) -> Objective:
+    """c1 on the softmax head + `branch_loss` on the sigmoid branch. For a frozen softmax head, c1 is a constant."""
+    sigmoid_loss = branch_loss(c2, c2_weight)
 
     def objective(output: Output, labels: Tensor) -> Tensor:
         assert output.sigmoid_logits is not None, "b2 trains a network with a sigmoid branch"
-        return LOSSES[c1](output.logits, labels) + LOSSES[c2](output.sigmoid_logits, labels)
+        return LOSSES[c1](output.logits, labels) + sigmoid_loss(output.sigmoid_logits, labels)
 
     return objective
 
 
-# --model_structure → objective(c1, c2)
-OBJECTIVES: dict[str, Callable[[str, str], Objective]] = {"vanilla": vanilla, "b1": one_branch, "b2": two_branches}
+# --model_structure → objective(c1, c2, c2_weight); structures with one head ignore what they have no use for.
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"vanilla": vanilla, "b1": one_branch, "b2": two_branches}

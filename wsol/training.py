@@ -83,8 +83,13 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     title: str = "",
+    after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
     """One pass over a loader of (inputs, labels, indices).
+
+    Args:
+        title: of the progress bar, and for error messages.
+        after_step: called after each optimizer step, for example to project the weights.
 
     Returns:
         loss: mean over images. top1: accuracy of the softmax head in percent, measured while it trains.
@@ -102,6 +107,8 @@ def train_one_epoch(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if after_step is not None:
+            after_step()
         # Sums stay on the device: reading them at every step would make a GPU wait.
         loss_sum += loss.detach() * len(labels)
         num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
@@ -178,6 +185,7 @@ class Trainer:
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
         self._features: TensorDataset | None = None  # shared by all stages that leave trunk and neck unchanged
         self._features_tried = False
+        self._seconds_before = 0.0  # spent in `caches_features`; they count for the epoch that follows
 
     def fit(
         self,
@@ -188,6 +196,7 @@ class Trainer:
         epochs: int,
         lr: float,
         resumed: dict[str, Any] | None = None,
+        after_step: Callable[[], None] | None = None,
     ) -> Iterator[Epoch]:
         """Train up to epoch `epochs`, yielding after each epoch.
 
@@ -195,6 +204,7 @@ class Trainer:
             stage: the name that seeds depend on and that progress bars show.
             lr: the trunk's learning rate in the first epochs.
             resumed: the checkpoint to continue from ("epoch", "optimizer"); its epochs count.
+            after_step: see `train_one_epoch`.
         """
         model.to(self.device)
         done = 0 if resumed is None else resumed["epoch"]
@@ -208,19 +218,27 @@ class Trainer:
                 group.update(settings)
         # LambdaLR counts finished epochs.
         schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
-        start = time.perf_counter()
+        start, self._seconds_before = time.perf_counter() - self._seconds_before, 0.0
         forward, loader = self._inputs(model)
         for number in range(done + 1, epochs + 1):
             moment = (zlib.crc32(stage.encode()), number)
             seed_everything(self.seed, *moment)
             self.set_epoch(loader, moment)
             model.train()
-            figures = train_one_epoch(forward, loader, objective, optimizer, self.device, f"{stage} epoch {number}")
+            title = f"{stage} epoch {number}"
+            figures = train_one_epoch(forward, loader, objective, optimizer, self.device, title, after_step)
             yield Epoch(
                 number, figures, lr * decay(number, self.decay_frequency), time.perf_counter() - start, optimizer
             )
             start = time.perf_counter()
             schedule.step()
+
+    def caches_features(self, model: Classifier) -> bool:
+        """Whether training runs the heads on features that are computed once; computes them now if they are missing."""
+        start = time.perf_counter()
+        self._inputs(model.to(self.device))
+        self._seconds_before += time.perf_counter() - start
+        return self._features is not None
 
     def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
         """What to run on which batches: the heads on cached features if possible, otherwise the network on images."""

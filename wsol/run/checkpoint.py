@@ -2,8 +2,8 @@
 
 A file `<prefix>_checkpoint.pth.tar` has plain tensors, numbers and strings: `architecture`, `epoch`, `state_dict` and
 `optimizer` as in wsolevaluation; what rebuilds the model (`model_structure`, `classifier_form`, `last_layer`,
-`num_classes`, `large_feature_map`, `class_names`); and what resuming needs (`stage`, `best`). Checkpoints of other
-projects are read, too; see wsol/tensor_files.py.
+`num_classes`, `large_feature_map`, `class_names`); how a sigmoid branch was trained (`branch`); and what resuming
+needs (`stage`, `best`). Checkpoints of other projects are read, too; see wsol/tensor_files.py.
 """
 
 from pathlib import Path
@@ -70,6 +70,11 @@ class Checkpoint:
             for key in ("architecture", "model_structure", "classifier_form", "last_layer", "large_feature_map")
             if self.content.get(key) is not None
         }
+
+    @property
+    def branch(self) -> dict[str, Any] | None:
+        """How the sigmoid branch was trained, as in results.json; None if there is none or the checkpoint is older."""
+        return self.content.get("branch")
 
     @property
     def training_state(self) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class RunFolder:
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def forget_metrics_after(self, last_epochs: dict[str, int]) -> None:
+    def forget_metrics_after(self, last_epochs: Mapping[str, float]) -> None:
         """Drop the lines of epochs that no checkpoint has; a resumed run trains them again.
 
         Args:

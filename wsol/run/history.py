@@ -18,6 +18,37 @@ from wsol.training import Epoch
 Validate = Callable[[Classifier], dict[str, float]]
 
 
+class EpochLog:
+    """Where the figures of a stage's epochs go: one line each in the log and in metrics.jsonl, and to Weights & Biases.
+
+    Args:
+        stage: the name of the stage there.
+    """
+
+    def __init__(self, run: RunFolder, wandb: WandbLogger, stage: str):
+        self.run, self.wandb, self.stage = run, wandb, stage
+
+    def train(self, epoch: Epoch) -> None:
+        """Note the training figures of an epoch."""
+        self._note(epoch.number, "train", epoch.figures | {"lr": epoch.lr, "seconds": epoch.seconds})
+
+    def val(self, epoch: Epoch, model: Classifier, validate: Validate) -> dict[str, float]:
+        """Measure the val split after an epoch, note its figures, and return them."""
+        start = time.perf_counter()
+        figures = validate(model)
+        self._note(epoch.number, "val", figures | {"lr": epoch.lr, "seconds": time.perf_counter() - start})
+        return figures
+
+    def _note(self, epoch: int, split: str, figures: dict[str, float]) -> None:
+        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
+        self.run.append_metrics(stage=self.stage, epoch=epoch, split=split, **rounded)
+        self.wandb.log_metrics(
+            {f"{self.stage}/{split}/{key}": value for key, value in figures.items()} | {f"{self.stage}/epoch": epoch}
+        )
+        described = "  ".join(f"{key} {value:.4g}" for key, value in rounded.items())
+        log.info("%s epoch %2d %-5s  %s", self.stage, epoch, split, described)
+
+
 class History:
     """Records the epochs of one stage of training.
 
@@ -45,7 +76,8 @@ class History:
         validate: Validate | None = None,
         criterion: str | None = None,
     ):
-        self.run, self.wandb, self.stage, self.settings = run, wandb, stage, settings
+        self.run, self.stage, self.settings = run, stage, settings
+        self.epoch_log = EpochLog(run, wandb, stage)
         self.prefix, self.save_every, self.validate, self.criterion = prefix, save_every, validate, criterion
         self.best: float | None = resumed["best"] if resumed else None
 
@@ -59,12 +91,10 @@ class History:
         self._save("last", self._content(0, model, None))
 
     def _record(self, epoch: Epoch, model: Classifier) -> None:
-        self._note(epoch.number, "train", epoch.figures | {"lr": epoch.lr, "seconds": epoch.seconds})
+        self.epoch_log.train(epoch)
         score = -epoch.figures["loss"]
         if self.validate is not None:
-            start = time.perf_counter()
-            val = self.validate(model)
-            self._note(epoch.number, "val", val | {"lr": epoch.lr, "seconds": time.perf_counter() - start})
+            val = self.epoch_log.val(epoch, model, self.validate)
             if self.criterion is not None:
                 score = val.get(self.criterion, score)  # a val split without foreground has no such figure
         is_best = self.best is None or score > self.best
@@ -88,15 +118,6 @@ class History:
             "state_dict": _on_cpu(model.published_state_dict()),
             "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict()),
         }
-
-    def _note(self, epoch: int, split: str, figures: dict[str, float]) -> None:
-        rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
-        self.run.append_metrics(stage=self.stage, epoch=epoch, split=split, **rounded)
-        self.wandb.log_metrics(
-            {f"{self.stage}/{split}/{key}": value for key, value in figures.items()} | {f"{self.stage}/epoch": epoch}
-        )
-        described = "  ".join(f"{key} {value:.4g}" for key, value in rounded.items())
-        log.info("%s epoch %2d %-5s  %s", self.stage, epoch, split, described)
 
 
 def _on_cpu(value: Any) -> Any:

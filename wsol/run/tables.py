@@ -41,12 +41,26 @@ def summary(results: dict[str, Any]) -> str:
     if "bootstrap" in results:
         resamples = results["bootstrap"]["resamples"]
         parts.append(f"±: half the width of the 95 % interval over images ({resamples:,} resamples)")
+    if unchanged := _unchanged_by_clamping(results):
+        parts.append(
+            f"{', '.join(unchanged)}: the rows sigmoid and sigmoid, clamped are equal, because the branch has no "
+            "negative weights"
+        )
     if any("fidelity" in row for row in results["rows"]):
         parts.append(fidelity_table(results))
     if "cost" in results:
         parts.append(cost_table(results))
     parts.append(", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items()))
     return "\n\n".join(parts)
+
+
+def _unchanged_by_clamping(results: dict[str, Any]) -> list[str]:
+    """The methods whose plain and clamped sigmoid rows have the same numbers, in a run with nonnegative weights."""
+    setting, rows = results.get("branch", {}).get("setting", {}), results["rows"]
+    if setting.get("weights") != "nonnegative":
+        return []
+    plain = (row for row in rows if row["head"] == "sigmoid" and not row["clamped"])
+    return list(dict.fromkeys(row["method"] for row in plain if row | {"clamped": True} in rows))
 
 
 def results_table(results: dict[str, Any]) -> str:
@@ -101,6 +115,21 @@ def _cells(
 
 def _half_width(interval: Sequence[float] | None) -> str:
     return f"{(interval[1] - interval[0]) / 2:.1f}" if interval is not None else ""
+
+
+def branch_table(branch: dict[str, Any]) -> str:
+    """One line per candidate of `--branch_choice val`; branch: that block of results.json."""
+    heading = (_COLUMNS | {"maxboxacc_v1": "MaxBoxAcc"})[branch["criterion"]]
+    lines = [
+        [
+            candidate["setting"]["weights"],
+            str(candidate["setting"]["lambda"]),
+            f"{candidate['val'][branch['criterion']]:.1f}",
+            "chosen" if candidate["setting"] == branch["setting"] else "",
+        ]
+        for candidate in branch["candidates"]
+    ]
+    return _tabulate(lines, ["branch weights", "lambda", f"{heading} on val", ""], left=1)
 
 
 def fidelity_table(results: dict[str, Any]) -> str:

@@ -1,0 +1,44 @@
+"""How the sigmoid branch is trained: its weights' sign, its loss, the candidates of a choice. Imports no torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+WEIGHTS = ("free", "nonnegative")
+
+
+class BranchSetting(NamedTuple):
+    """How the sigmoid branch is trained.
+
+    weights: "free", or "nonnegative": the weights of its last linear layer are kept at zero or above. c2_weight: lambda
+    in its loss, cross entropy + lambda c2; infinity is c2 alone. The default is the paper's (Dual-CAM, BMVC 2025).
+    """
+
+    weights: str = "free"
+    c2_weight: float = math.inf
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> BranchSetting:
+        """The setting of a `record`."""
+        return cls(record["weights"], float(record["lambda"]))
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """The setting in results.json and checkpoints. Infinity, which JSON lacks, is the text "inf"."""
+        return {"weights": self.weights, "lambda": "inf" if math.isinf(self.c2_weight) else self.c2_weight}
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether negative weights are set to zero."""
+        return self.weights == "nonnegative"
+
+    def __str__(self) -> str:
+        return f"{self.weights} lambda {self.c2_weight:g}"
+
+
+# What `--branch_choice val` tries, in this order: the paper's recipe, then nonnegative weights with less and less c2.
+CANDIDATES = (
+    BranchSetting(),
+    *(BranchSetting("nonnegative", c2_weight) for c2_weight in (math.inf, 0.3, 0.1, 0.03, 0.0)),
+)
