@@ -8,7 +8,16 @@ python main.py --experiment_name run-1 --eval_only
 
 import sys
 
-from config import UNFREEZE, adopt, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from config import (
+    UNFREEZE,
+    adopt,
+    continue_run,
+    extractor_options,
+    gpu_indices,
+    parse_args,
+    saved_settings,
+    splits_needed,
+)
 from wsol.run import command
 
 if __name__ == "__main__":
@@ -29,7 +38,7 @@ from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps
 from wsol import build, dualize
 from wsol.backbones import get_architecture
-from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, cam_options, variants
+from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.reader import SplitMetadata
@@ -51,7 +60,7 @@ from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import History, Validate
-from wsol.run.restore import check_network, resolve_form, restore
+from wsol.run.restore import check_affinity_layer, check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
 from wsol.training import Trainer, seed_everything
 
@@ -188,6 +197,8 @@ def build_network(config: Any, checkpoint: Checkpoint | None, num_classes: int |
         image_size=config.crop_size,
     )
     check_network(model, config.methods, config.crop_size)
+    if config.affinity_layer and "affinity" in config.refine:
+        check_affinity_layer(model, config.affinity_layer, config.crop_size)
     return model
 
 
@@ -220,7 +231,7 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
     )
     if config.fidelity and "test" in data.splits:
         passes = sum(COST[name] for name in config.fidelity)
-        num_rows, num_images = len(variants(config.methods, config.heads)), len(data.splits["test"])
+        num_rows, num_images = len(variants(config.methods, config.heads, config.refine)), len(data.splits["test"])
         log.info(
             "fidelity: %s forward passes (%d for each of %d rows and %s images)",
             f"{passes * num_rows * num_images:,}",
@@ -342,11 +353,15 @@ def validation(config: Any, data: WsolData, device: torch.device) -> tuple[Valid
 
 
 def new_extractor(
-    config: Any, model: Classifier, methods: list[str], heads: list[str], meter: Meter | None = None
+    config: Any,
+    model: Classifier,
+    methods: list[str],
+    heads: list[str],
+    meter: Meter | None = None,
+    refine: Sequence[str] = ("none",),
 ) -> CamExtractor:
-    """What makes the maps of these methods and heads."""
-    options = {name: config[name] for name in cam_options()}
-    return CamExtractor(model, methods, heads=heads, perturb_batch=config.perturb_batch, meter=meter, **options)
+    """What makes the maps of these methods, heads and refinements."""
+    return CamExtractor(model, methods, heads=heads, refine=refine, meter=meter, **extractor_options(config))
 
 
 def new_scoremaps(
@@ -392,7 +407,7 @@ def measure(
     """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test."""
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
-    extractor = new_extractor(config, model, config.methods, config.heads, meter)
+    extractor = new_extractor(config, model, config.methods, config.heads, meter, config.refine)
     val = None
     if "val" in data.splits:
         val = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
@@ -443,6 +458,7 @@ def measure(
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         **({} if bootstrap is None else {"bootstrap": bootstrap}),
+        **({} if extractor.affinity_layer_name is None else {"affinity_layer": extractor.affinity_layer_name}),
         "classification": metrics["classification"],
         "rows": metrics["rows"],
         "center": metrics["center"],
