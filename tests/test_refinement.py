@@ -19,8 +19,10 @@ from wsol.cam import CAM_METHODS, Meter, Variant, to_scoremaps, variants
 from wsol.cam.refinement import refine_by_affinity, resize_maps
 from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError
+from wsol.evaluation import comparison
+from wsol.evaluation.comparison import Group, Measured
 from wsol.layout import find_guiding_layer, find_layers, find_layout
-from wsol.run import contact_sheet
+from wsol.run import contact_sheet, tables
 
 HEADS = ["softmax", "softmax_clamped", "sigmoid", "sigmoid_clamped"]
 BOTH = ["none", "affinity"]
@@ -358,6 +360,24 @@ def test_a_sheet_has_rows_for_each_refinement():
     image = np.zeros((60, 80, 3), np.uint8)
     draw = functools.partial(contact_sheet.contact_sheet, image, "x", [("a", 1.0)], maps, heads)
     assert draw((), BOTH).shape[0] > draw().shape[0]
+
+
+def test_refined_rows_are_compared_with_the_unrefined_softmax_row():
+    values = {
+        "cam_softmax": 70.0,
+        "cam_softmax_clamped_affinity": 75.5,
+        "fem_none": 40.0,
+        "fem_none_affinity": 38.0,
+        "layercam_softmax_affinity": 60.0,  # its unrefined row was not requested
+    }
+    rows = [Variant.parse(name).record | {"maxboxacc_v2": value} for name, value in values.items()]
+    lines = tables.results_table({"rows": rows, "center": {"maxboxacc_v2": 50.0}}).splitlines()
+    cells = [line.split()[-1] for line in lines[2:] if line.strip()]
+    assert cells == ["70.0", "+5.5", "40.0", "-2.0", "60.0", "50.0"]
+    group = Group("A", [], {(name, "pxap"): [Measured(value, None)] for name, value in values.items()})
+    lines = comparison.table([group]).splitlines()
+    cells = [line.split()[-1] for line in lines[2:] if line.strip()]
+    assert cells == ["70.0", "+5.5", "40.0", "-2.0", "60.0"]
 
 
 # ------------------------------------------------------------------- the commands
