@@ -23,7 +23,7 @@ from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS
 from wsol.branch import CANDIDATES, WEIGHTS, BranchSetting
 from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
-from wsol.cam.variant import HEADS
+from wsol.cam.variant import AFFINITY_CENTRED, AFFINITY_POWER, AFFINITY_STEPS, HEADS, REFINEMENTS
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
@@ -277,6 +277,17 @@ _MAIN_SETTINGS = (
             "floor(P n) of a map's n sorted values", type=share, metavar="P", group=_MAPS, follows=("normalization",)),
     *(Setting(option.name, option.help, option.default, amount, group=_MAPS, commands=_BOTH)
       for option in cam_options().values()),
+    Setting("refine", "refinements of the maps, of none (maps as they are) and affinity (spread over places whose "
+            "activations in a guiding layer are similar); each gives its rows", ["none"], names, metavar="A,B,...",
+            group=_MAPS, commands=_BOTH),
+    Setting("affinity_layer", "the guiding layer of --refine affinity, a module of the network by its name (default: "
+            "the last layer of the stage that arrives at stride 16, the middle block of a plain vision transformer)",
+            metavar="NAME", group=_MAPS, commands=_BOTH, follows=("architecture",)),
+    Setting("affinity_power", "exponent of the similarities; the higher, the less distant ones count", AFFINITY_POWER,
+            rate, group=_MAPS, commands=_BOTH),
+    Setting("affinity_steps", "how often a map is spread", AFFINITY_STEPS, positive, group=_MAPS, commands=_BOTH),
+    _flag("affinity_centred", "subtract the guiding activations' mean over the places before they are compared",
+          AFFINITY_CENTRED, group=_MAPS, commands=_BOTH),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of results.json; 0 leaves them out", 1000,
@@ -445,6 +456,7 @@ def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
     _check_names("methods", config.methods, CAM_METHODS)
     if config.heads is not None:
         _check_names("heads", config.heads, HEADS)
+    _check_names("refine", config.refine, REFINEMENTS)
     _check_gpus(config.gpus)
     return config
 
@@ -587,6 +599,12 @@ def complete(values: Mapping[str, Any], given: Collection[str]) -> munch.Munch:
     return config
 
 
+def extractor_options(config: munch.Munch) -> dict[str, Any]:
+    """The settings that are keyword arguments of CamExtractor under their names: of the refinement and of methods."""
+    names = ("affinity_layer", "affinity_power", "affinity_steps", "affinity_centred", "perturb_batch", *cam_options())
+    return {name: config[name] for name in names}
+
+
 def default_heads(dual: bool) -> list[str]:
     """The heads to explain on a network with (dual) or without a sigmoid branch."""
     return ["softmax", "softmax_clamped", "sigmoid_clamped"] if dual else ["softmax"]
@@ -595,6 +613,7 @@ def default_heads(dual: bool) -> list[str]:
 def _check(config: munch.Munch) -> None:
     _check_names("methods", config.methods, CAM_METHODS)
     _check_names("heads", config.heads, HEADS)
+    _check_names("refine", config.refine, REFINEMENTS)
     if config.fidelity:
         _check_names("fidelity", config.fidelity, MEASURES)
     branch_heads = [head for head in config.heads if head.startswith("sigmoid")]

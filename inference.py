@@ -6,8 +6,8 @@ python inference.py photos/ --out maps --ckpt experiments/run-1/last_checkpoint.
 python inference.py photo.jpg --out maps --architecture resnet50 --pretrained_path resnet50-0676ba61.pth
 
 For each picture it prints the five most likely classes and writes, under the picture's name, `DIR/grid/` (a comparison
-of all maps), `DIR/<method>_<head>[_clamped]/` (overlays) and there, with --save_npy, the raw maps: signed float32 at
-the target layer's resolution.
+of all maps), `DIR/<method>_<head>[_clamped][_affinity]/` (overlays) and there, with --save_npy, the raw maps: signed
+float32 at the target layer's resolution, or at that of the layer that guides the refinement.
 
 The network sees the whole picture squeezed to crop_size x crop_size, as in evaluation; maps are stretched back and
 drawn over the picture in its own size and proportions.
@@ -15,7 +15,7 @@ drawn over the picture in its own size and proportions.
 
 import sys
 
-from config import DEFAULT_ARCHITECTURE, default_heads, gpu_indices, parse_picture_args
+from config import DEFAULT_ARCHITECTURE, default_heads, extractor_options, gpu_indices, parse_picture_args
 from wsol.run import command
 
 if __name__ == "__main__":
@@ -37,7 +37,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from data_loaders import Pictures
 from wsol import build
 from wsol.backbones import get_architecture
-from wsol.cam import CamExtractor, ScoreMaps, Variant, cam_options, to_scoremaps, variants
+from wsol.cam import CamExtractor, ScoreMaps, Variant, to_scoremaps, variants
 from wsol.cam.scoremap import Prediction
 from wsol.classifier import Classifier
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
@@ -52,7 +52,7 @@ from wsol.log import log, progress, start_log
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.contact_sheet import contact_sheet
 from wsol.run.overlay import jpeg_bytes, overlay
-from wsol.run.restore import check_network, resolve_form, restore
+from wsol.run.restore import check_affinity_layer, check_network, resolve_form, restore
 
 TOP = 5  # classes that are printed and drawn
 
@@ -163,7 +163,8 @@ def main(argv: list[str] | None = None) -> None:
     if config["class"] is not None:
         class_id = find_class(config["class"], network.class_names, network.synonyms)
     good = readable_pictures(pictures, config.skip_bad_images, config.workers)
-    check_output(out, good, variants(network.methods, network.heads), config.save_npy, config.override_cache)
+    rows = variants(network.methods, network.heads, config.refine)
+    check_output(out, good, rows, config.save_npy, config.override_cache)
 
     device = select_device(gpu_indices(config.gpus))
     network.model.to(device, memory_format=torch.channels_last)
@@ -172,15 +173,18 @@ def main(argv: list[str] | None = None) -> None:
     # A single batch would be decoded before worker processes have started.
     workers = min(config.workers, len(os.sched_getaffinity(0))) if len(good) > config.batch_size else 0
     loader = DataLoader(dataset, config.batch_size, num_workers=workers)
-    options = {name: config[name] for name in cam_options()}
     extractor = CamExtractor(
-        network.model, network.methods, heads=network.heads, perturb_batch=config.perturb_batch, **options
+        network.model, network.methods, heads=network.heads, refine=config.refine, **extractor_options(config)
     )
     with logging_redirect_tqdm([log]), ThreadPoolExecutor(max(config.workers, 1)) as pool:
         for batch in explain(extractor, loader, good, device, class_id, network.class_names):
             for explanation in batch:
                 report(explanation)
-            list(pool.map(lambda explanation: draw(explanation, network.heads, out, config.save_npy), batch))
+            list(
+                pool.map(
+                    lambda explanation: draw(explanation, network.heads, config.refine, out, config.save_npy), batch
+                )
+            )
     left_out = f", {len(pictures) - len(good)} left out" if len(good) < len(pictures) else ""
     log.info("pictures: %d%s; grids are in %s, overlays beside it", len(good), left_out, out / "grid")
 
@@ -224,6 +228,8 @@ def build_network(config: Any) -> Network:
             "the --ckpt of a b2 run"
         )
     methods = usable_methods(model, config)
+    if config.affinity_layer and "affinity" in config.refine:
+        check_affinity_layer(model, config.affinity_layer, config.crop_size)
     return Network(model, architecture, *class_names(model, checkpoint), methods, heads)
 
 
@@ -333,7 +339,7 @@ def report(explanation: Explanation) -> None:
         log.warning("    no map, because it is constant or not finite: %s", labels)
 
 
-def draw(explanation: Explanation, heads: Sequence[str], out: Path, save_raw: bool) -> None:
+def draw(explanation: Explanation, heads: Sequence[str], refine: Sequence[str], out: Path, save_raw: bool) -> None:
     """Write a picture's grid, its overlays and, with `save_raw`, its raw maps.
 
     The file is decoded again here: a batch of large photographs would not fit into memory.
@@ -342,7 +348,7 @@ def draw(explanation: Explanation, heads: Sequence[str], out: Path, save_raw: bo
     rows = list(explanation.maps)
     grid, *others = output_paths(out, explanation.picture, rows, save_raw)
     title = f"Maps of {explanation.subject}: {explanation.picture.path.name}"
-    sheet = contact_sheet(image, title, explanation.classes, explanation.maps, heads, explanation.degenerate)
+    sheet = contact_sheet(image, title, explanation.classes, explanation.maps, heads, explanation.degenerate, refine)
     write_file(grid, jpeg_bytes(sheet))
     for variant, path in zip(rows, others[: len(rows)], strict=True):
         write_file(path, jpeg_bytes(overlay(image, explanation.maps[variant])))

@@ -8,7 +8,17 @@ python main.py --experiment_name run-1 --eval_only
 
 import sys
 
-from config import UNFREEZE, adopt, branch_setting, continue_run, gpu_indices, parse_args, saved_settings, splits_needed
+from config import (
+    UNFREEZE,
+    adopt,
+    branch_setting,
+    continue_run,
+    extractor_options,
+    gpu_indices,
+    parse_args,
+    saved_settings,
+    splits_needed,
+)
 from wsol.run import command
 
 if __name__ == "__main__":
@@ -33,7 +43,7 @@ from inference import compute_scoremaps
 from wsol import build, dualize
 from wsol.backbones import get_architecture
 from wsol.branch import CANDIDATES, BranchSetting
-from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, cam_options, variants
+from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.reader import SplitMetadata
@@ -56,7 +66,7 @@ from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import EpochLog, History, Validate
-from wsol.run.restore import check_network, resolve_form, restore
+from wsol.run.restore import check_affinity_layer, check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
 from wsol.training import Epoch, Trainer, seed_everything
 
@@ -200,6 +210,8 @@ def build_network(config: Any, checkpoint: Checkpoint | None, num_classes: int |
         image_size=config.crop_size,
     )
     check_network(model, config.methods, config.crop_size)
+    if config.affinity_layer and "affinity" in config.refine:
+        check_affinity_layer(model, config.affinity_layer, config.crop_size)
     return model
 
 
@@ -239,7 +251,7 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
         )
     if config.fidelity and "test" in data.splits:
         passes = sum(COST[name] for name in config.fidelity)
-        num_rows, num_images = len(variants(config.methods, config.heads)), len(data.splits["test"])
+        num_rows, num_images = len(variants(config.methods, config.heads, config.refine)), len(data.splits["test"])
         log.info(
             "fidelity: %s forward passes (%d for each of %d rows and %s images)",
             f"{passes * num_rows * num_images:,}",
@@ -451,11 +463,15 @@ def validation(
 
 
 def new_extractor(
-    config: Any, model: Classifier, methods: list[str], heads: list[str], meter: Meter | None = None
+    config: Any,
+    model: Classifier,
+    methods: list[str],
+    heads: list[str],
+    meter: Meter | None = None,
+    refine: Sequence[str] = ("none",),
 ) -> CamExtractor:
-    """What makes the maps of these methods and heads."""
-    options = {name: config[name] for name in cam_options()}
-    return CamExtractor(model, methods, heads=heads, perturb_batch=config.perturb_batch, meter=meter, **options)
+    """What makes the maps of these methods, heads and refinements."""
+    return CamExtractor(model, methods, heads=heads, refine=refine, meter=meter, **extractor_options(config))
 
 
 def new_scoremaps(
@@ -510,7 +526,7 @@ def measure(
     """
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
-    extractor = new_extractor(config, model, config.methods, config.heads, meter)
+    extractor = new_extractor(config, model, config.methods, config.heads, meter, config.refine)
     val = None
     if "val" in data.splits:
         val = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
@@ -562,6 +578,7 @@ def measure(
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         **({} if bootstrap is None else {"bootstrap": bootstrap}),
+        **({} if extractor.affinity_layer_name is None else {"affinity_layer": extractor.affinity_layer_name}),
         "classification": metrics["classification"],
         "rows": metrics["rows"],
         "center": metrics["center"],

@@ -252,11 +252,11 @@ def test_a_method_with_a_hyperparameter_is_one_entry_and_its_formula():
 
 def test_variants_that_exist():
     assert variants(["cam", "layercam"], ["softmax", "softmax_clamped", "sigmoid_clamped"]) == [
-        ("cam", "softmax", False),
-        ("cam", "softmax", True),
-        ("cam", "sigmoid", True),
-        ("layercam", "softmax", False),
-        ("layercam", "sigmoid", False),
+        ("cam", "softmax", False, "none"),
+        ("cam", "softmax", True, "none"),
+        ("cam", "sigmoid", True, "none"),
+        ("layercam", "softmax", False, "none"),
+        ("layercam", "sigmoid", False, "none"),
     ]
     with pytest.raises(InputError, match="unknown head 'sigmod'; did you mean 'sigmoid'"):
         variants(["cam"], ["sigmod"])
@@ -266,16 +266,16 @@ def test_variants_that_exist():
 def test_a_variant_has_one_name_wherever_it_is_written(head):
     variant = Variant.of("gradcam++", head)
     assert Variant.parse(str(variant)) == variant and str(variant) == f"gradcam++_{head}"
-    record = {"method": "gradcam++", "head": head[:7], "clamped": head.endswith("clamped")}
+    record = {"method": "gradcam++", "head": head[:7], "clamped": head.endswith("clamped"), "refine": "none"}
     assert variant.record == record and Variant.from_record(record | {"pxap": 1.0}) == variant
     assert variant.label == f"gradcam++ {head}".replace("_", ", ")
 
 
 def test_a_method_that_sees_no_head_has_one_variant():
     assert variants(["eigencam", "cam"], ["softmax", "sigmoid_clamped"]) == [
-        ("eigencam", "none", False),
-        ("cam", "softmax", False),
-        ("cam", "sigmoid", True),
+        ("eigencam", "none", False, "none"),
+        ("cam", "softmax", False, "none"),
+        ("cam", "sigmoid", True, "none"),
     ]
     fem = Variant("fem")
     assert (str(fem), fem.label, fem.head_label, Variant.parse("fem_none")) == ("fem_none", "fem", "no head", fem)

@@ -83,7 +83,7 @@ def test_any_batch_and_any_proportions(batch, size):
     with CamExtractor(dual, METHODS, heads=HEADS, perturb_batch=7) as extract:
         maps = extract(torch.randn(batch, 3, *size), torch.arange(batch))
     grid = (-(-size[0] // 8), -(-size[1] // 8))
-    for (method, head, _), values in maps.items():
+    for (method, head, _clamped, _refine), values in maps.items():
         assert values.shape == (batch, *(size if method == "fullgrad" else grid)), (method, head)
         assert values.dtype == torch.float32 and torch.isfinite(values).all() and not values.requires_grad
     assert {variant.method for variant in maps} == set(METHODS)

@@ -4,11 +4,12 @@ Transformers put P prefix tokens (class, distillation, registers) before the N =
 the shapes of the output and of the image.
 
 `find_layers` finds the target layer: the last one with places (positions of a map, or tokens on a grid) that the head
-depends on. It takes one forward and one backward pass.
+depends on. It takes one forward and one backward pass. `find_guiding_layer` finds the layer whose activations guide the
+refinement of maps (wsol/cam/refinement.py). It takes one forward pass.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import NamedTuple
@@ -22,6 +23,7 @@ from wsol.errors import InputError
 MOST_PREFIX_TOKENS = 8
 # In eval mode these return their input; the layer before them is the one to name.
 _PASSIVE = (nn.Dropout, nn.Dropout2d, nn.Identity)
+GUIDING_STRIDE = 16  # of the guiding layer with respect to the image
 
 
 class Layout(NamedTuple):
@@ -95,27 +97,18 @@ def find_layers(network: nn.Module, head: str, images: Tensor) -> tuple[str, str
     Raises:
         InputError: there is no such layer, or the network does not take such images.
     """
-    height, width = images.shape[-2:]
     outputs: list[_LayerOutput] = []  # in the order of execution
     head_inputs: list[Tensor] = []
 
     def record_output(name: str) -> Callable[[nn.Module, tuple, object], None]:
-        def hook(module: nn.Module, _inputs: tuple, output: object) -> None:
-            if head_inputs or not isinstance(output, Tensor) or isinstance(module, _PASSIVE):
-                return
-            layout = find_layout(tuple(output.shape), (height, width))
-            if layout is None or len(output) != len(images) or math.prod(layout.grid) == 1:
-                return
-            if _has_proportions_of(layout.grid, (height, width)):
+        def hook(_module: nn.Module, _inputs: tuple, output: object) -> None:
+            layout = None if head_inputs else _layout_of_places(output, images)
+            if layout is not None and isinstance(output, Tensor):
                 outputs.append(_LayerOutput(name, output, layout))
 
         return hook
 
-    handles = [
-        module.register_forward_hook(record_output(name))
-        for name, module in network.named_modules()
-        if name and not name.startswith(f"{head}.")
-    ]
+    handles = [module.register_forward_hook(record_output(name)) for name, module in _layers_before(network, head)]
     handles.append(
         network.get_submodule(head).register_forward_pre_hook(lambda _head, inputs: head_inputs.append(inputs[0]))
     )
@@ -147,11 +140,29 @@ def find_layers(network: nn.Module, head: str, images: Tensor) -> tuple[str, str
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"--crop_size {height}: {type(network).__name__} does not take such images ({reason})"
+            f"--crop_size {images.shape[-2]}: {type(network).__name__} does not take such images ({reason})"
         ) from None
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _layers_before(network: nn.Module, head: str) -> Iterable[tuple[str, nn.Module]]:
+    """The named modules of a network that may have places: all but the passive ones and the parts of its head."""
+    for name, module in network.named_modules():
+        if name and not name.startswith(f"{head}.") and not isinstance(module, _PASSIVE):
+            yield name, module
+
+
+def _layout_of_places(output: object, images: Tensor) -> Layout | None:
+    """The layout of an output that has several places for each image, in the images' proportions; otherwise None."""
+    if not isinstance(output, Tensor):
+        return None
+    size = (images.shape[-2], images.shape[-1])
+    layout = find_layout(tuple(output.shape), size)
+    if layout is None or len(output) != len(images) or math.prod(layout.grid) == 1:
+        return None
+    return layout if _has_proportions_of(layout.grid, size) else None
 
 
 def _has_proportions_of(grid: tuple[int, int], image: tuple[int, int]) -> bool:
@@ -168,3 +179,103 @@ def _places_matter(score: Tensor, layer: _LayerOutput, without: _LayerOutput | N
             stack.callback(without.output.register_hook(torch.zeros_like).remove)
         (gradient,) = torch.autograd.grad(score, layer.output, retain_graph=True, allow_unused=True)
     return gradient is not None and bool((layer.layout.to_maps(gradient) != 0).any())
+
+
+# --------------------------------------------------------------------------- the guiding layer
+
+
+class _Step(NamedTuple):
+    """A layer in the order of execution: its strides before and after it, and its output's grid and channels."""
+
+    name: str
+    kind: type[nn.Module]
+    stride_before: int  # 0: unknown
+    stride: int
+    shape: tuple[int, int, int]  # (C, h, w)
+
+
+def find_guiding_layer(network: nn.Module, head: str, target: str, images: Tensor) -> str:
+    """Name of the layer whose activations guide the refinement of maps.
+
+    The rule: it is the last layer of the stage in which the network arrives at stride 16, if the target layer comes
+    after that stage, and otherwise (plain vision transformers) the middle one of the stage's blocks.
+
+    A stage is made of the layers of one stride and one number of channels. So the layer is `blocks.3` of
+    EfficientNet-Lite0, `layer3` of a ResNet, and the sixth of a ViT's twelve blocks. In a network without stride 16 the
+    finest coarser stride takes its place; without that, it is the target layer.
+
+    Args:
+        network: runs once in eval mode, and is left as it was.
+        head: dotted name of its classification head.
+        target: dotted name of its target layer.
+        images: (n, 3, H, W) that the network takes.
+    """
+    steps = _run_through(network, head, images)
+    strides = [step.stride for step in steps if step.stride >= GUIDING_STRIDE]
+    if not strides:
+        return target
+    stride = min(strides)
+    arriving = [step for step in steps if 0 < step.stride_before < stride == step.stride]
+    if not arriving:
+        return target
+    # A container of several stages starts at a finer stride than its last stage. Outer modules end after their parts.
+    coarsest = max(step.stride_before for step in arriving)
+    arrival = [step for step in arriving if step.stride_before == coarsest][-1]
+    # The first layers of the next stage may have this stage's stride and channels.
+    leaving = [step.name for step in steps if step.stride_before == stride < step.stride]
+    stage = [
+        step
+        for step in steps
+        if step.stride == stride
+        and step.shape == arrival.shape
+        and not any(step.name.startswith(f"{name}.") for name in leaving)
+    ]
+    if target not in (step.name for step in stage):
+        return stage[-1].name
+    return _middle_block(stage) or arrival.name
+
+
+def _run_through(network: nn.Module, head: str, images: Tensor) -> list[_Step]:
+    """The layers with places before the head, in the order in which they finish."""
+    steps: list[_Step] = []
+    head_is_reached = False
+
+    def record(name: str) -> Callable[[nn.Module, tuple, object], None]:
+        def hook(module: nn.Module, inputs: tuple, output: object) -> None:
+            layout = None if head_is_reached else _layout_of_places(output, images)
+            if layout is not None and isinstance(output, Tensor):
+                before = _layout_of_places(inputs[0], images) if inputs else None
+                stride_before = 0 if before is None else _stride(before.grid, images)
+                channels = output.shape[layout.channel_dim]
+                steps.append(
+                    _Step(name, type(module), stride_before, _stride(layout.grid, images), (channels, *layout.grid))
+                )
+
+        return hook
+
+    def stop(_head: nn.Module, _inputs: tuple) -> None:
+        nonlocal head_is_reached
+        head_is_reached = True
+
+    with ExitStack() as hooks:
+        for name, module in _layers_before(network, head):
+            hooks.callback(module.register_forward_hook(record(name)).remove)
+        hooks.callback(network.get_submodule(head).register_forward_pre_hook(stop).remove)
+        with eval_mode(network), torch.no_grad():
+            network(images)
+    return steps
+
+
+def _stride(grid: tuple[int, int], images: Tensor) -> int:
+    """The power of two nearest to the image's side over the grid's; layers without padding and patches of 14 fit in."""
+    ratio = math.sqrt(images.shape[-2] * images.shape[-1] / math.prod(grid))
+    return 2 ** round(math.log2(ratio)) if ratio > 1 else 1
+
+
+def _middle_block(stage: list[_Step]) -> str | None:
+    """The middle one of the longest list of layers of one type in one parent; None where each is the only one."""
+    lists: dict[tuple[str, type[nn.Module]], list[str]] = {}
+    for step in stage:
+        lists.setdefault((step.name.rpartition(".")[0], step.kind), []).append(step.name)
+    blocks = max(lists.values(), key=lambda names: (len(names), -names[0].count(".")))
+    return blocks[(len(blocks) - 1) // 2] if len(blocks) > 1 else None

@@ -1,6 +1,7 @@
 from .cost import Meter as Meter
 from .extractor import CamExtractor as CamExtractor
 from .normalization import NORMALIZATIONS as NORMALIZATIONS
+from .refinement import refine_by_affinity as refine_by_affinity
 from .registry import CAM_METHODS as CAM_METHODS
 from .registry import PERTURB_BATCH as PERTURB_BATCH
 from .registry import CamMethod as CamMethod
@@ -12,5 +13,6 @@ from .scoremap import ScoreMaps as ScoreMaps
 from .scoremap import to_scoremaps as to_scoremaps
 from .variant import HEADS as HEADS
 from .variant import NO_HEAD as NO_HEAD
+from .variant import REFINEMENTS as REFINEMENTS
 from .variant import Variant as Variant
 from .variant import variants as variants

@@ -272,7 +272,7 @@ def _cells(key: Key, first: Group, others: Sequence[Group]) -> list[str]:
         cells.append(str(difference(group.mean(key), first.mean(key))) if comparable else "")
     if not others:
         row, metric = key
-        softmax = row.removesuffix("_clamped").rpartition("_")[0] + "_softmax", metric
-        comparable = softmax != key and softmax in first.metrics
-        cells.append(str(difference(first.mean(key), first.mean(softmax))) if comparable else "")
+        baseline = str(Variant.parse(row).baseline), metric
+        comparable = baseline != key and baseline in first.metrics
+        cells.append(str(difference(first.mean(key), first.mean(baseline))) if comparable else "")
     return cells

@@ -63,7 +63,7 @@ class RowOutcomes(NamedTuple):
 
 @dataclass
 class PerImage:
-    """N images in the order of the split's image_ids.txt; rows by their names, `<method>_<head>[_clamped]`.
+    """N images in the order of the split's image_ids.txt; rows by their names, `<method>_<head>[_clamped][_affinity]`.
 
     `center` is the baseline without a model. It is not saved, as it depends on the data set alone.
     """

@@ -2,7 +2,7 @@
 
 <folder>/<image id without its extension>.npy       as main.py writes them
 <folder>/<image id>.npy                             as wsolevaluation does
-<folder>/<method>_<head>[_clamped]/...              several variants side by side
+<folder>/<method>_<head>[_clamped][_affinity]/...              several variants side by side
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def scoremap_names(image_ids: Sequence[str]) -> list[str]:
 
 
 def save_scoremaps(batch: ScoreMaps, names: Sequence[str], folder: Path) -> None:
-    """Write `<folder>/<method>_<head>[_clamped]/<name>`, the very float32 arrays that are evaluated.
+    """Write `<folder>/<method>_<head>[_clamped][_affinity]/<name>`, the very float32 arrays that are evaluated.
 
     Args:
         names: file names for all images of the split, see `scoremap_names`.

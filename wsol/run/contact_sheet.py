@@ -5,6 +5,7 @@ Drawn with Pillow: a folder of pictures needs thousands of sheets, and matplotli
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -31,28 +32,33 @@ def contact_sheet(
     maps: Mapping[Variant, NDArray],
     heads: Sequence[str],
     degenerate: Sequence[Variant] = (),
+    refine: Sequence[str] = ("none",),
 ) -> NDArray:
     """A picture with its most likely classes, and beside it a map for each method (column) and head (row).
+
+    With several refinements there are rows for the heads of the first, then for those of the second.
 
     Args:
         image: (H, W, 3) uint8 RGB. heading: the title line.
         classes: (name, probability in [0, 1]), most likely first.
         maps: variant → score map in [0, 1], of any size.
-        heads: the rows, as requested; a method without channel weights shows its plain map there.
+        heads: as requested; a method without channel weights shows its plain map there.
         degenerate: variants whose map is constant or not finite.
+        refine: as requested.
 
     Returns:
         (H', W', 3) uint8 RGB.
     """
     thumbnail = _thumbnail(image)
     height, width = thumbnail.shape[:2]
-    columns = _columns(maps, heads)
+    columns = _columns(maps, heads, refine)
+    labels = [Variant.of("", head, refinement).head_label for refinement in refine for head in heads]
     bands = math.ceil(len(columns) / _MOST_COLUMNS)
     across = math.ceil(len(columns) / bands)
-    cell_width, cell_height = max(width, 150), max(height, 130 if len(heads) > 1 else 1)
-    label = 24 if len(heads) > 1 else 0
+    cell_width, cell_height = max(width, 150), max(height, 130 if len(labels) > 1 else 1)
+    label = 24 if len(labels) > 1 else 0
     panel = max(width, 270)
-    band_height = 26 + len(heads) * (cell_height + _GAP) + _GAP
+    band_height = 26 + len(labels) * (cell_height + _GAP) + _GAP
     top = 44
     left = panel + 3 * _GAP + label  # where the maps begin
     size = (
@@ -71,7 +77,7 @@ def contact_sheet(
         for line, cell in enumerate(cells):
             place = (x, y + 26 + line * (cell_height + _GAP))
             if column == 0 and label:
-                _write_upwards(sheet, (x - label, place[1]), heads[line].replace("_", ", "), cell_height)
+                _write_upwards(sheet, (x - label, place[1]), labels[line], cell_height)
             if cell is None:
                 _write(draw, (place[0], place[1] + 3), "as above", cell_width, 14, colour=_FAINT)
             else:
@@ -81,13 +87,15 @@ def contact_sheet(
     return np.asarray(sheet)
 
 
-def _columns(maps: Mapping[Variant, NDArray], heads: Sequence[str]) -> dict[str, list[tuple[Variant, str] | None]]:
-    """method → for each head the variant to show and a remark; None where it is already shown above."""
+def _columns(
+    maps: Mapping[Variant, NDArray], heads: Sequence[str], refine: Sequence[str] = ("none",)
+) -> dict[str, list[tuple[Variant, str] | None]]:
+    """method → for each refinement and head the variant to show and a remark; None where it is already shown above."""
     columns: dict[str, list] = {}
     for method in dict.fromkeys(variant.method for variant in maps):
         shown, cells = set(), []
-        for head in heads:
-            (variant,) = variants([method], [head])
+        for refinement, head in itertools.product(refine, heads):
+            (variant,) = variants([method], [head], [refinement])
             remark = "sees no head" if variant.head == NO_HEAD else "" if variant.head_option == head else "not clamped"
             cells.append(None if variant in shown else (variant, remark))
             shown.add(variant)

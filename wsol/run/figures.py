@@ -24,6 +24,7 @@ from wsol.metrics.boxes import box_at
 from wsol.run.overlay import overlay
 
 _TRUTH_COLOUR, _BOX_COLOUR = "#39ff6a", "#ff3860"
+_REFINED_STYLE = ":"  # in the head's colour
 _STYLES = {
     "softmax": ("#444444", "-"),
     "softmax_clamped": ("#1f77b4", "--"),
@@ -179,6 +180,8 @@ def box_accuracy_curves(path: Path, curves: Mapping[Variant, Mapping[str, Any]])
         for variant, curve in curves.items():
             if variant.method == method:
                 colour, style = _STYLES[variant.head_option]
+                if variant.refined:
+                    style = _REFINED_STYLE
                 axis.plot(
                     curve["tau"],
                     np.mean(list(curve["maxboxacc"].values()), axis=0),

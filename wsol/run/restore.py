@@ -58,6 +58,12 @@ def check_network(model: Classifier, methods: Sequence[str], image_size: int) ->
             extract(torch.zeros(1, 3, image_size, image_size))
 
 
+def check_affinity_layer(model: Classifier, layer: str, image_size: int) -> None:
+    """InputError now, not after training, if the network has no such layer or it has no places."""
+    with CamExtractor(model, ["gradcam"], refine=["affinity"], affinity_layer=layer) as extract:
+        extract(torch.zeros(1, 3, image_size, image_size))
+
+
 def restore(
     model: Classifier,
     checkpoint: Checkpoint,

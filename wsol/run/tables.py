@@ -11,7 +11,7 @@ from wsol.cam import Variant
 
 # results.json key → heading, in the order of the table.
 _COLUMNS = {"maxboxacc_v2": "MaxBoxAccV2", "gt_loc": "GT-Loc", "top1_loc": "Top-1 Loc", "pxap": "PxAP"}
-_COMPARED = ("maxboxacc_v2", "pxap")  # with the method's softmax row
+_COMPARED = ("maxboxacc_v2", "pxap")  # with the method's baseline
 # figure of row["fidelity"] → heading and format: percent, or areas and differences of confidence.
 _FIDELITY = {
     "avg_drop": ("drop ↓", ".1f"),
@@ -66,8 +66,8 @@ def _unchanged_by_clamping(results: dict[str, Any]) -> list[str]:
 def results_table(results: dict[str, Any]) -> str:
     """One line per variant and one for the centre baseline.
 
-    "Δ" is the difference from the method's softmax row. "±" is half the width of the 95 % interval over images, for
-    rows that have an `interval`.
+    "Δ" is the difference from the method's baseline, its softmax row without refinement. "±" is half the width of the
+    95 % interval over images, for rows that have an `interval`.
     """
     rows = results["rows"]
     shown = [key for key in _COLUMNS if any(key in row for row in rows)]
@@ -77,7 +77,7 @@ def results_table(results: dict[str, Any]) -> str:
     for key in shown:
         headings += [_COLUMNS[key]] + ["±"] * (key in with_interval) + ["Δ"] * (key in _COMPARED)
         headings += [f"@{iou}" for iou in iou_keys] if key == "maxboxacc_v2" else []
-    baselines = {row["method"]: row for row in rows if row["head"] == "softmax" and not row["clamped"]}
+    by_variant = {Variant.from_record(row): row for row in rows}
     lines: list[list[str]] = []
     previous = None
     for row in rows:
@@ -85,7 +85,7 @@ def results_table(results: dict[str, Any]) -> str:
         if previous not in (None, variant.method):
             lines.append([""] * len(headings))
         method = "" if variant.method == previous else variant.method
-        baseline = baselines.get(variant.method)
+        baseline = by_variant.get(variant.baseline)
         lines.append([method, variant.head_label, *_cells(row, baseline, shown, iou_keys, with_interval)])
         previous = variant.method
     lines.append([""] * len(headings))
@@ -155,7 +155,10 @@ def fidelity_table(results: dict[str, Any]) -> str:
 
 
 def cost_table(results: dict[str, Any]) -> str:
-    """What the forward pass and each method cost, with all its variants; what methods share counts for the first."""
+    """What the forward pass, each method with all its heads, and the refinement of all maps cost.
+
+    What methods share counts for the first.
+    """
     forward = results["cost"]["forward"]["seconds"]
     lines = [
         [name, f"{cost['seconds']:.2f}", f"{cost['seconds'] / forward:.2f}", f"{cost['mib']:.0f}"]
