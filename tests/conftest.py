@@ -1,5 +1,6 @@
-"""What the tests share: a tiny network in the registry, a tiny data set on disk, the `slow` mark."""
+"""What the tests share: a tiny network, a tiny data set, runs of the command and what they leave, the `slow` mark."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -16,8 +17,10 @@ sys.path.insert(0, str(ROOT))  # `pytest tests` finds the project from any folde
 # wsolevaluation's own files: where WSOL_METADATA says, or beside the checkout. Tests of them skip where there are none.
 REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata"))
 
+import main as program
 from wsol.backbones import ARCHITECTURES, Architecture
 from wsol.classifier import Classifier
+from wsol.run import checkpoint
 
 
 def pytest_addoption(parser):
@@ -170,3 +173,34 @@ def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run"
         "100",
         *more,
     ]
+
+
+def checkpoint_content(folder: Path, name: str = "last") -> dict:
+    """What a run kept in its checkpoint `name`."""
+    return torch.load(folder / f"{name}{checkpoint.SUFFIX}", weights_only=True)
+
+
+def metrics_without_times(folder: Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl, without their seconds."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+class Killed(BaseException):
+    """Ends the program where kill -9 would."""
+
+
+def killed_after(monkeypatch, writes: int, *argv: str) -> None:
+    """Run main() until it is about to write another checkpoint."""
+    real, done = checkpoint.save, []
+
+    def save_then_die(path, content):
+        if len(done) == writes:
+            raise Killed
+        done.append(path)
+        real(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", save_then_die)
+    with pytest.raises(Killed):
+        program.main(list(argv))
+    monkeypatch.setattr(checkpoint, "save", real)

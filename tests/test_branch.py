@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, arguments, write_dataset
+from conftest import Killed, TinyNet, arguments, checkpoint_content, killed_after, metrics_without_times, write_dataset
 from torch import nn
 
 import main as program
@@ -18,15 +18,11 @@ from wsol.classifier import Classifier, Output, linear_layers
 from wsol.dual_head import make_nonnegative
 from wsol.errors import InputError
 from wsol.losses import OBJECTIVES, branch_loss, class_balanced_bce, cross_entropy
-from wsol.run import checkpoint, tables
+from wsol.run import tables
 
 BCE = "binary_cross_entropy"
 QUICK = ("--methods", "cam", "--bootstrap", "0")
 CONSTRAINED = ("--branch_weights", "nonnegative", "--branch_lambda", "0.1")
-
-
-def content(folder, name: str = "last") -> dict:
-    return torch.load(folder / f"{name}_checkpoint.pth.tar", weights_only=True)
 
 
 # ------------------------------------------------------------------- by hand
@@ -124,14 +120,14 @@ def test_lambda_is_a_number_from_zero_to_infinity(value, capsys):
 def test_the_default_is_the_same_run_with_and_without_the_flags(shapes):
     program.main(arguments(shapes, "--train_only", name="default"))
     program.main(arguments(shapes, "--train_only", "--branch_weights", "free", "--branch_lambda", "inf", name="named"))
-    default, named = (content(shapes / "runs" / name)["state_dict"] for name in ("default", "named"))
+    default, named = (checkpoint_content(shapes / "runs" / name)["state_dict"] for name in ("default", "named"))
     assert all(torch.equal(default[key], named[key]) for key in default) and default["fc2.weight"].min() < 0
 
 
 def test_trained_weights_are_the_used_ones(shapes):
     heads = "softmax,softmax_clamped,sigmoid,sigmoid_clamped"
     results = program.main(arguments(shapes, *CONSTRAINED, "--methods", "cam,gradcam,layercam", "--heads", heads))
-    saved = content(shapes / "runs/run")
+    saved = checkpoint_content(shapes / "runs/run")
     weights = saved["state_dict"]["fc2.weight"]
     assert weights.min() == 0 and weights.max() > 0
     assert not torch.equal(weights, saved["state_dict"]["fc.weight"].clamp(min=0))
@@ -169,7 +165,7 @@ def test_the_vanilla_stage_of_a_constrained_run_can_be_evaluated(shapes):
 
 def test_a_run_of_no_epochs_starts_from_the_clamped_clone(shapes):
     program.main(arguments(shapes, *CONSTRAINED, "--epochs", "0", "--vanilla_epochs", "1", "--train_only"))
-    saved = content(shapes / "runs/run")["state_dict"]
+    saved = checkpoint_content(shapes / "runs/run")["state_dict"]
     assert torch.equal(saved["fc2.weight"], saved["fc.weight"].clamp(min=0))
     assert torch.equal(saved["fc2.bias"], saved["fc.bias"])
 
@@ -178,34 +174,9 @@ def test_cached_and_uncached_features_give_the_same_weights(shapes, monkeypatch)
     program.main(arguments(shapes, *CONSTRAINED, "--augment", "none", "--train_only", name="cached"))
     monkeypatch.setattr(training, "features_can_be_cached", lambda *_: False)
     program.main(arguments(shapes, *CONSTRAINED, "--augment", "none", "--train_only", name="plain"))
-    a, b = (content(shapes / "runs" / name)["state_dict"] for name in ("cached", "plain"))
+    a, b = (checkpoint_content(shapes / "runs" / name)["state_dict"] for name in ("cached", "plain"))
     assert all(torch.allclose(a[key], b[key], atol=1e-5) for key in a)
     assert a["fc2.weight"].min() >= 0 and b["fc2.weight"].min() >= 0
-
-
-class Killed(BaseException):
-    """Ends the program where kill -9 would."""
-
-
-def killed_after(monkeypatch, writes: int, *argv: str) -> None:
-    """Run main() until it is about to write another checkpoint."""
-    real, done = checkpoint.save, []
-
-    def save_then_die(path, content):
-        if len(done) == writes:
-            raise Killed
-        done.append(path)
-        real(path, content)
-
-    monkeypatch.setattr(checkpoint, "save", save_then_die)
-    with pytest.raises(Killed):
-        program.main(list(argv))
-    monkeypatch.setattr(checkpoint, "save", real)
-
-
-def metrics_of(folder) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
 
 
 @pytest.mark.parametrize("writes", [1, 3])
@@ -218,10 +189,10 @@ def test_a_killed_run_resumes_to_the_same_branch(shapes, monkeypatch, writes):
         with pytest.raises(InputError, match=f"--resume cannot change {flags[0]}"):
             program.main([*again, *flags])
     program.main(again)
-    whole, cut = (content(shapes / "runs" / name) for name in ("whole", "cut"))
+    whole, cut = (checkpoint_content(shapes / "runs" / name) for name in ("whole", "cut"))
     assert all(torch.equal(whole["state_dict"][key], cut["state_dict"][key]) for key in whole["state_dict"])
     assert whole["branch"] == cut["branch"] and whole["state_dict"]["fc2.weight"].min() >= 0
-    assert metrics_of(shapes / "runs/whole") == metrics_of(shapes / "runs/cut")
+    assert metrics_without_times(shapes / "runs/whole") == metrics_without_times(shapes / "runs/cut")
 
 
 def test_a_run_without_the_settings_on_record_had_the_defaults(shapes):
@@ -254,7 +225,7 @@ def mlp_architecture():
 def test_an_mlp_head(shapes, mlp_architecture):
     settings = ("--architecture", "mlp", "--methods", "gradcam", "--bootstrap", "0")
     results = program.main(arguments(shapes, *CONSTRAINED, *settings))
-    saved = content(shapes / "runs/run")["state_dict"]
+    saved = checkpoint_content(shapes / "runs/run")["state_dict"]
     assert saved["fc2.2.weight"].min() >= 0 and saved["fc2.0.weight"].min() < 0
     assert results["branch"]["setting"]["weights"] == "nonnegative"
 
@@ -295,7 +266,7 @@ def test_the_best_on_val_is_kept_and_equals_a_run_with_its_setting(shapes, monke
     assert chosen["branch"]["setting"] == CANDIDATES[3].record == {"weights": "nonnegative", "lambda": 0.1}
     assert "branch_choice" in chosen["config"]
     given = program.main(arguments(shapes, *CONSTRAINED, *CHOICE[2:], name="given"))
-    a, b = (content(shapes / "runs" / name) for name in ("chosen", "given"))
+    a, b = (checkpoint_content(shapes / "runs" / name) for name in ("chosen", "given"))
     assert all(torch.equal(a["state_dict"][key], b["state_dict"][key]) for key in a["state_dict"])
     assert chosen["rows"] == given["rows"] and chosen["classification"] == given["classification"]
 
@@ -304,13 +275,13 @@ def test_every_candidate_is_reported(shapes, monkeypatch):
     results = program.main(arguments(shapes, *CHOICE))
     folder = shapes / "runs/run"
     branch = json.loads((folder / "results.json").read_text())["branch"]
-    assert branch == results["branch"] == content(folder)["branch"]
+    assert branch == results["branch"] == checkpoint_content(folder)["branch"]
     assert [candidate["setting"] for candidate in branch["candidates"]] == [setting.record for setting in CANDIDATES]
     figures = [candidate["val"][branch["criterion"]] for candidate in branch["candidates"]]
     assert branch["setting"] == branch["candidates"][figures.index(max(figures))]["setting"]
     assert len({candidate["val"]["top1"] for candidate in branch["candidates"]}) == 1  # the softmax head's
 
-    lines = metrics_of(folder)
+    lines = metrics_without_times(folder)
     assert list(dict.fromkeys(line["stage"] for line in lines)) == ["vanilla", *STAGES, "b2"]
     for stage, candidate in zip(STAGES, branch["candidates"], strict=True):
         own = [line for line in lines if line["stage"] == stage]
@@ -346,7 +317,7 @@ def test_candidates_on_images_are_announced_and_equal_cached_ones(shapes, monkey
     assert (
         "features cannot be cached here: choosing the branch takes 6 trainings of 2 epochs" in capsys.readouterr().out
     )
-    a, b = (content(shapes / "runs" / name) for name in ("cached", "plain"))
+    a, b = (checkpoint_content(shapes / "runs" / name) for name in ("cached", "plain"))
     assert a["branch"]["setting"] == b["branch"]["setting"]
     assert all(torch.allclose(a["state_dict"][key], b["state_dict"][key], atol=1e-5) for key in a["state_dict"])
 
@@ -355,10 +326,10 @@ def test_candidates_start_alike_when_the_trunk_trains(shapes):
     """Without a frozen trunk, each candidate begins with the network that the others began with."""
     flags = ("--unfreeze_layer", "all", "--train_only", "--augment", "none", "--vanilla_epochs", "1")
     program.main(arguments(shapes, "--branch_choice", "val", *flags, name="chosen"))
-    setting = BranchSetting.from_record(content(shapes / "runs/chosen")["branch"]["setting"])
+    setting = BranchSetting.from_record(checkpoint_content(shapes / "runs/chosen")["branch"]["setting"])
     given = ("--branch_weights", setting.weights, "--branch_lambda", str(setting.c2_weight))
     program.main(arguments(shapes, *given, *flags, name="given"))
-    a, b = (content(shapes / "runs" / name)["state_dict"] for name in ("chosen", "given"))
+    a, b = (checkpoint_content(shapes / "runs" / name)["state_dict"] for name in ("chosen", "given"))
     assert all(torch.equal(a[key], b[key]) for key in a)
 
 
@@ -382,9 +353,9 @@ def test_a_choice_that_was_killed_ends_at_the_same_branch(shapes, monkeypatch, k
         killed_after(monkeypatch, 3, *cut)  # after the vanilla stage's checkpoint, and best and last of epoch 1
     resumed = program.main(["--root", str(shapes / "runs"), "--experiment_name", "cut", "--resume"])
     assert resumed["branch"] == whole["branch"] and resumed["rows"] == whole["rows"]
-    a, b = (content(shapes / "runs" / name)["state_dict"] for name in ("whole", "cut"))
+    a, b = (checkpoint_content(shapes / "runs" / name)["state_dict"] for name in ("whole", "cut"))
     assert all(torch.equal(a[key], b[key]) for key in a)
-    assert metrics_of(shapes / "runs/whole") == metrics_of(shapes / "runs/cut")
+    assert metrics_without_times(shapes / "runs/whole") == metrics_without_times(shapes / "runs/cut")
 
 
 def test_a_choice_needs_a_val_split(tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, arguments, write_dataset
+from conftest import ROOT, arguments, checkpoint_content, killed_after, metrics_without_times, write_dataset
 from PIL import Image
 
 import main as program
@@ -200,7 +200,7 @@ def test_structures(shapes, structure, heads):
         arguments(shapes, "--model_structure", structure, "--methods", "cam", "--augment", "crop_flip")
     )
     assert len(results["rows"]) == heads
-    content = torch.load(shapes / "runs/run/last_checkpoint.pth.tar", weights_only=True)
+    content = checkpoint_content(shapes / "runs/run")
     assert ("fc2.weight" in content["state_dict"]) == (structure == "b2")
     assert content["model_structure"] == structure and content["epoch"] == 2
     lines = [json.loads(x) for x in (shapes / "runs/run/metrics.jsonl").read_text().splitlines()]
@@ -210,8 +210,8 @@ def test_structures(shapes, structure, heads):
 def test_frozen_half_is_unchanged_after_training(shapes):
     """Trunk, BatchNorm's buffers and softmax head of the last checkpoint are those that the branch started from."""
     program.main(arguments(shapes, "--augment", "crop_flip", "--train_only", "--lr", "1"))
-    before = torch.load(shapes / "runs/run/vanilla_last_checkpoint.pth.tar", weights_only=True)["state_dict"]
-    after = torch.load(shapes / "runs/run/last_checkpoint.pth.tar", weights_only=True)["state_dict"]
+    before = checkpoint_content(shapes / "runs/run", "vanilla_last")["state_dict"]
+    after = checkpoint_content(shapes / "runs/run")["state_dict"]
     assert any("running_mean" in key for key in before)
     for key, tensor in before.items():
         assert torch.equal(tensor, after[key]), key
@@ -223,8 +223,8 @@ def test_frozen_half_is_unchanged_after_training(shapes):
 
 def test_unfreeze_all_trains_the_trunk(shapes):
     program.main(arguments(shapes, "--augment", "crop_flip", "--train_only", "--unfreeze_layer", "all"))
-    before = torch.load(shapes / "runs/run/vanilla_last_checkpoint.pth.tar", weights_only=True)["state_dict"]
-    after = torch.load(shapes / "runs/run/last_checkpoint.pth.tar", weights_only=True)["state_dict"]
+    before = checkpoint_content(shapes / "runs/run", "vanilla_last")["state_dict"]
+    after = checkpoint_content(shapes / "runs/run")["state_dict"]
     for key in ("features.0.weight", "features.1.running_mean", "fc.weight"):
         assert not torch.equal(before[key], after[key])
 
@@ -233,10 +233,7 @@ def test_cached_features_change_nothing_that_matters(shapes, monkeypatch):
     cached = program.main(arguments(shapes, "--methods", "cam", "--augment", "none", name="cached"))
     monkeypatch.setattr(training, "features_can_be_cached", lambda *_: False)
     plain = program.main(arguments(shapes, "--methods", "cam", "--augment", "none", name="plain"))
-    a, b = (
-        torch.load(shapes / "runs" / n / "last_checkpoint.pth.tar", weights_only=True)["state_dict"]
-        for n in ("cached", "plain")
-    )
+    a, b = (checkpoint_content(shapes / "runs" / n)["state_dict"] for n in ("cached", "plain"))
     for key in a:
         assert torch.allclose(a[key], b[key], atol=1e-5), key
     assert cached["classification"] == plain["classification"]
@@ -245,50 +242,22 @@ def test_cached_features_change_nothing_that_matters(shapes, monkeypatch):
 # ------------------------------------------------------------------- resuming
 
 
-class Killed(BaseException):
-    """Ends the program where kill -9 would."""
-
-
 @pytest.mark.parametrize("writes", [1, 2, 3, 4, 5])
 def test_a_killed_run_resumes_to_the_checkpoint_of_an_undisturbed_one(shapes, monkeypatch, writes):
-    from wsol.run import checkpoint
-
     settings = ("--augment", "crop_flip", "--methods", "cam", "--epochs", "3", "--train_only")
     program.main(arguments(shapes, *settings, name="whole"))
-
-    real, done = checkpoint.save, []
-
-    def save_then_die(path, content):
-        if len(done) == writes:
-            raise Killed
-        done.append(path)
-        real(path, content)
-
-    monkeypatch.setattr(checkpoint, "save", save_then_die)
-    with pytest.raises(Killed):
-        program.main(arguments(shapes, *settings, name="cut"))
-    monkeypatch.setattr(checkpoint, "save", real)
+    killed_after(monkeypatch, writes, *arguments(shapes, *settings, name="cut"))
     program.main(["--root", str(shapes / "runs"), "--experiment_name", "cut", "--resume", "--train_only"])
 
     for name in ("last", "best"):
-        whole, cut = (
-            torch.load(shapes / "runs" / run / f"{name}_checkpoint.pth.tar", weights_only=True)
-            for run in ("whole", "cut")
-        )
+        whole, cut = (checkpoint_content(shapes / "runs" / run, name) for run in ("whole", "cut"))
         assert whole["epoch"] == cut["epoch"] and whole["best"] == cut["best"]
         assert all(torch.equal(whole["state_dict"][k], cut["state_dict"][k]) for k in whole["state_dict"])
     assert all(
         torch.equal(whole["optimizer"]["state"][k]["momentum_buffer"], v["momentum_buffer"])
         for k, v in cut["optimizer"]["state"].items()
     )
-    lines = [
-        [
-            {k: v for k, v in json.loads(line).items() if k != "seconds"}
-            for line in (shapes / "runs" / run / "metrics.jsonl").read_text().splitlines()
-        ]
-        for run in ("whole", "cut")
-    ]
-    assert lines[0] == lines[1]
+    assert metrics_without_times(shapes / "runs/whole") == metrics_without_times(shapes / "runs/cut")
 
 
 def test_resuming_a_finished_run_evaluates_it(shapes):
@@ -376,7 +345,7 @@ def test_published_commands(tmp_path):
     assert results["num_classes"] == 1000 and "top5" in results["classification"]
     assert not (folder / "vanilla_last_checkpoint.pth.tar").exists()
     assert yaml.safe_load((folder / "config.yaml").read_text())["epochs"] == 10
-    saved = torch.load(folder / "last_checkpoint.pth.tar", weights_only=True)
+    saved = checkpoint_content(folder)
     assert all(torch.equal(saved["state_dict"][key], tensor) for key, tensor in tensors.items())
     assert (folder / "wandb").is_dir()
 
@@ -526,7 +495,7 @@ def test_random_branch_start(shapes):
     program.main(
         arguments(shapes, "--epochs", "0", "--vanilla_epochs", "1", "--sigmoid_init", "random", "--train_only")
     )
-    tensors = torch.load(shapes / "runs/run/last_checkpoint.pth.tar", weights_only=True)["state_dict"]
+    tensors = checkpoint_content(shapes / "runs/run")["state_dict"]
     assert not torch.equal(tensors["fc2.weight"], tensors["fc.weight"])
     assert tensors["fc2.weight"].abs().max() < 0.06 and (tensors["fc2.bias"] == 0).all()
 

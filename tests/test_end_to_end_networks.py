@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import yaml
-from conftest import TinyNet, arguments, write_dataset
+from conftest import TinyNet, arguments, checkpoint_content, write_dataset
 from test_end_to_end import PUBLISHED, results_without_times, run_command
 from test_networks import CONV6, VGG_14, layer
 
@@ -49,7 +49,7 @@ def test_published_commands_on_vgg16(tmp_path):
     assert [(r["method"], r["head"]) for r in results["rows"]] == [("cam", "softmax")] * 2 + [("cam", "sigmoid")]
     assert results["num_classes"] == 1000
     assert yaml.safe_load((folder / "config.yaml").read_text())["classifier_form"] == "cam"
-    saved = torch.load(folder / "last_checkpoint.pth.tar", weights_only=True)
+    saved = checkpoint_content(folder)
     assert set(saved["state_dict"]) == set(tensors) | {"fc2.weight", "fc2.bias"}
     assert all(torch.equal(saved["state_dict"][name], tensor) for name, tensor in tensors.items())
     assert not torch.equal(saved["state_dict"]["fc2.weight"], tensors["fc.weight"])
@@ -191,12 +191,10 @@ def test_the_vanilla_stage_trains_every_new_layer_and_nothing_else(tmp_path, nec
 
 
 def test_what_was_cached_is_forgotten_when_the_trunk_learns(tmp_path):
-    from test_training import loader_of
+    from test_training import trainer_of
 
     dual = Classifier(TinyNet(5), "fc", target_layer="features.6").set_trainable(["softmax_head"])
-    trainer = training.Trainer(
-        loader_of(torch.randn(6, 3, 32, 32)), torch.device("cpu"), seed=0, set_epoch=lambda *_: None, decay_frequency=3
-    )
+    trainer = trainer_of(torch.randn(6, 3, 32, 32))
     trainer._inputs(dual)
     first = trainer._features.tensors[0]
     trainer._inputs(dual.set_trainable(["trunk"]))

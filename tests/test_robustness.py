@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, arguments, write_dataset
+from conftest import ROOT, arguments, checkpoint_content, write_dataset
 from PIL import Image
 
 import main as program
@@ -18,10 +18,6 @@ from wsol.evaluation.saved_maps import scoremap_names
 from wsol.run import checkpoint
 
 QUICK = ("--methods", "cam", "--epochs", "1")
-
-
-def content(folder, name="last"):
-    return torch.load(folder / f"{name}_checkpoint.pth.tar", weights_only=True)
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/tmp/x", "a\nb", " a", "x" * 300])
@@ -57,16 +53,16 @@ def test_resuming_with_no_epochs_keeps_what_was_trained(shapes):
     program.main(arguments(shapes, "--methods", "cam", "--train_only"))
     again = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--resume", "--train_only"]
     program.main([*again, "--epochs", "0"])
-    assert content(shapes / "runs/run")["epoch"] == 2
+    assert checkpoint_content(shapes / "runs/run")["epoch"] == 2
     program.main([*again, "--epochs", "3"])
-    assert content(shapes / "runs/run")["epoch"] == 3
+    assert checkpoint_content(shapes / "runs/run")["epoch"] == 3
     program.main(
         arguments(shapes, "--methods", "cam", "--train_only", "--epochs", "0", "--vanilla_epochs", "1", name="none")
     )
     program.main(
         ["--root", str(shapes / "runs"), "--experiment_name", "none", "--resume", "--train_only", "--epochs", "1"]
     )
-    assert content(shapes / "runs/none")["epoch"] == 1
+    assert checkpoint_content(shapes / "runs/none")["epoch"] == 1
 
 
 def test_resuming_heeds_what_may_change_and_refuses_what_may_not(shapes):
@@ -81,7 +77,7 @@ def test_resuming_heeds_what_may_change_and_refuses_what_may_not(shapes):
         with pytest.raises(InputError, match=f"--resume cannot change {flags[0]}"):
             program.main([*again, *flags])
     program.main([*again, "--epochs", "2", "--momentum", "0.5", "--weight_decay", "0", "--lr_classifier_ratio", "3"])
-    (group,) = content(shapes / "runs/run")["optimizer"]["param_groups"]
+    (group,) = checkpoint_content(shapes / "runs/run")["optimizer"]["param_groups"]
     assert (group["momentum"], group["weight_decay"]) == (0.5, 0.0) and group["initial_lr"] == pytest.approx(3 * 0.003)
     assert "epochs: 2\n" in (shapes / "runs/run/config.yaml").read_text()
 
@@ -92,7 +88,8 @@ def test_a_folder_that_is_no_run_is_not_resumed(shapes):
         program.main(arguments(shapes, *QUICK, "--resume"))
     program.main(arguments(shapes, *QUICK, "--train_only", name="real"))
     torch.save(
-        {"state_dict": content(shapes / "runs/real")["state_dict"]}, shapes / "runs/real/last_checkpoint.pth.tar"
+        {"state_dict": checkpoint_content(shapes / "runs/real")["state_dict"]},
+        shapes / "runs/real/last_checkpoint.pth.tar",
     )
     with pytest.raises(InputError, match="has no training state"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "real", "--resume"])
@@ -126,7 +123,7 @@ def test_masks_without_foreground_leave_pxap_out(tmp_path, split):
         Image.new("L", (40, 40)).save(path)
     results = program.main(arguments(tmp_path, *QUICK))
     assert ("pxap" in results["rows"][0]) == (split == "val")
-    assert content(tmp_path / "runs/run", "best")["epoch"] == 1
+    assert checkpoint_content(tmp_path / "runs/run", "best")["epoch"] == 1
 
 
 def test_class_names_are_not_formulas(shapes):
@@ -141,7 +138,7 @@ def test_maps_of_ids_that_share_a_stem_do_not_overwrite_each_other():
 
 def test_a_network_that_answers_nan_is_refused_and_counts_as_wrong(shapes):
     program.main(arguments(shapes, *QUICK, "--train_only"))
-    saved = content(shapes / "runs/run")
+    saved = checkpoint_content(shapes / "runs/run")
     saved["state_dict"]["fc.weight"][0, 0] = float("nan")
     checkpoint.save(shapes / "runs/run/last_checkpoint.pth.tar", saved)
     with pytest.raises(InputError, match="fc.weight has NaN"):
@@ -154,7 +151,7 @@ def test_a_network_that_answers_nan_is_refused_and_counts_as_wrong(shapes):
 
 def test_a_last_batch_of_one_image_does_not_stop_batch_norm(shapes):
     program.main(arguments(shapes, *QUICK, "--model_structure", "vanilla", "--batch_size", "11", "--train_only"))
-    assert content(shapes / "runs/run")["epoch"] == 1
+    assert checkpoint_content(shapes / "runs/run")["epoch"] == 1
 
 
 def test_a_checkpoint_is_looked_for_before_a_data_set_is_written(tmp_path, monkeypatch):
@@ -166,7 +163,7 @@ def test_a_checkpoint_is_looked_for_before_a_data_set_is_written(tmp_path, monke
 
 def test_a_checkpoint_loads_on_a_machine_without_the_gpu_that_wrote_it(shapes):
     program.main(arguments(shapes, *QUICK, "--train_only"))
-    state = content(shapes / "runs/run")["optimizer"]["state"]
+    state = checkpoint_content(shapes / "runs/run")["optimizer"]["state"]
     assert state and all(tensor.device.type == "cpu" for tensor in state[0].values() if tensor is not None)
 
 

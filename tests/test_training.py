@@ -23,14 +23,7 @@ def test_every_group_follows_the_schedule_also_after_a_resume(done):
     """The rates that SGD gets, epoch by epoch; a run that resumes after `done` epochs gets the same ones."""
     dual = dualize(TinyNet(5)).set_trainable(["trunk", "sigmoid_head"])
     settings = dict(classifier_ratio=10, momentum=0.9, weight_decay=0.0)
-    trainer = training.Trainer(
-        loader_of(torch.randn(4, 3, 32, 32)),
-        torch.device("cpu"),
-        seed=0,
-        set_epoch=lambda *_: None,
-        decay_frequency=2,
-        **settings,
-    )
+    trainer = trainer_of(torch.randn(4, 3, 32, 32), decay_frequency=2, **settings)
     objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
     resumed = {"epoch": done, "optimizer": training.make_optimizer(dual, lr=7.0, **settings).state_dict()}
     rates = {
@@ -70,6 +63,17 @@ def loader_of(images: torch.Tensor, batch_size: int = 4) -> DataLoader:
     data = TensorDataset(images, labels, torch.arange(len(images)))
     data.augment = "none"
     return DataLoader(data, batch_size)
+
+
+def trainer_of(images: torch.Tensor, decay_frequency: int = 3, **settings: float) -> training.Trainer:
+    return training.Trainer(
+        loader_of(images),
+        torch.device("cpu"),
+        seed=0,
+        set_epoch=lambda *_: None,
+        decay_frequency=decay_frequency,
+        **settings,
+    )
 
 
 def test_cached_features_are_the_heads_input_in_order():
@@ -137,16 +141,7 @@ def test_devices(monkeypatch):
 
 def test_features_cached_ahead_of_training_count_for_its_first_epoch(monkeypatch):
     dual = dualize(TinyNet(5))
-    trainer = training.Trainer(
-        loader_of(torch.randn(4, 3, 32, 32)),
-        torch.device("cpu"),
-        seed=0,
-        set_epoch=lambda *_: None,
-        decay_frequency=3,
-        classifier_ratio=10,
-        momentum=0.9,
-        weight_decay=0.0,
-    )
+    trainer = trainer_of(torch.randn(4, 3, 32, 32), classifier_ratio=10, momentum=0.9, weight_decay=0.0)
     clock = iter([0.0, 100.0, 200.0, 201.0, 201.0, 202.0, 202.0])  # caching takes 100 s, each epoch 1 s
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(training, "progress", lambda loader, title: loader)
