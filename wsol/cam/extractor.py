@@ -167,8 +167,7 @@ class CamExtractor:
         guide: Tensor | None = None
 
         def record(layer: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-            if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-                raise InputError(f"the target layer {type(layer).__name__} gives no (B, C, h, w) activations")
+            self._layout(layer, output, images, "target layer")
             torch.set_grad_enabled(True)  # undone by the no_grad block around the forward pass
             if not output.requires_grad:  # true of the first of the layers only
                 output = output.detach().requires_grad_()
