@@ -44,6 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     for split, number in zip(SPLITS, (60, 15, 30), strict=True):
         add(f"--{split}", type=int, default=number, metavar="N", help=f"{split} images per class (default: {number})")
+    add(
+        "--seamless",
+        action="store_true",
+        help="soft edges, matched colours, and blur, noise and compression everywhere",
+    )
     return parser.parse_args(argv)
 
 
@@ -63,6 +68,7 @@ def main(argv: list[str] | None = None) -> int:
             backgrounds=args.backgrounds,
             seed=args.seed,
             images_per_class=(args.train, args.val, args.test),
+            seamless=args.seamless,
         )
     except (InputError, OSError) as error:
         print(f"prepare_cutouts.py: error: {error}", file=sys.stderr)

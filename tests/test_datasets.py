@@ -299,9 +299,9 @@ def test_composed_images_use_only_their_splits_cutouts(objects, tmp_path, monkey
     compose, save = cutouts.compose, cutouts.save_example
     last = []
 
-    def spy_compose(cutout, photo, rng):
+    def spy_compose(cutout, *more):
         last[:] = [cutout.tobytes()]
-        return compose(cutout, photo, rng)
+        return compose(cutout, *more)
 
     def spy_save(folders, stem, *rest):
         used[stem.split("/")[0]].add(last[0])
@@ -312,6 +312,38 @@ def test_composed_images_use_only_their_splits_cutouts(objects, tmp_path, monkey
     make_cutouts(objects, tmp_path / "d", tmp_path / "m", backgrounds=["noise"], images_per_class=(4, 2, 2))
     assert {split: len(v) for split, v in used.items()} == {"train": 4, "val": 2, "test": 2}
     assert len(set.union(*used.values())) == 8
+
+
+def test_seamless_composites_hide_the_edge_and_keep_the_scene():
+    cutout = np.zeros((120, 160, 4), np.uint8)
+    cv2.ellipse(cutout, (80, 60), (70, 50), 0, 0, 360, (230, 60, 60, 255), -1)
+    photo = np.full((600, 600, 3), 90, np.uint8)
+    plain, mask = cutouts.compose(cutout, photo, np.random.default_rng(5))
+    seamless, smaller = cutouts.compose(cutout, photo, np.random.default_rng(5), seamless=True)
+    assert seamless.shape == plain.shape and seamless.dtype == np.uint8
+    assert set(np.unique(smaller)) == {0, 255} and not (smaller > mask).any()  # feathered inwards
+    assert 0.8 < (smaller > 0).sum() / (mask > 0).sum() < 1
+    inside = cv2.erode(smaller, np.ones((9, 9), np.uint8)) > 0
+    outside = cv2.dilate(mask, np.ones((9, 9), np.uint8)) == 0
+    contrast = {
+        name: np.abs(image[inside].mean(0) - image[outside].mean(0)).max()
+        for name, image in (("plain", plain), ("seamless", seamless))
+    }
+    assert contrast["seamless"] == pytest.approx((1 - cutouts.MATCH) * contrast["plain"], rel=0.1)
+    # The steepest step between neighbours is at the edge of the plain image, and none in the seamless one's noise.
+    steps = [np.abs(np.diff(image.astype(float), axis=1)).max() for image in (plain, seamless)]
+    assert steps[0] > 80 and steps[1] < 50
+    noise = {name: image[outside].astype(float).std(0).max() for name, image in (("plain", plain), ("new", seamless))}
+    assert 0.4 * cutouts.NOISE < noise["new"] < 1.2 * cutouts.NOISE and noise["plain"] < 1
+
+
+def test_the_command_writes_seamless_composites(objects, tmp_path):
+    numbers = ["--train", "1", "--val", "1", "--test", "1", "--backgrounds", "noise", "--cutouts", str(objects)]
+    roots = [["--data_root", str(tmp_path / name), "--metadata_root", str(tmp_path / name / "m")] for name in "ab"]
+    script = load_script()
+    assert script.main([*numbers, *roots[0]]) == script.main([*numbers, *roots[1], "--seamless"]) == 0
+    plain, seamless = (snapshot(tmp_path / name) for name in "ab")
+    assert list(plain) == list(seamless) and plain != seamless
 
 
 def test_cutouts_on_photographs_are_deterministic(objects, tmp_path):
@@ -411,10 +443,15 @@ def test_missing_scikit_image_is_said(monkeypatch):
         cutouts.find_backgrounds(["skimage"])
 
 
-def test_the_command(objects, tmp_path, capsys):
+def load_script():
     spec = importlib.util.spec_from_file_location("prepare_cutouts", SCRIPT)
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_command(objects, tmp_path, capsys):
+    script = load_script()
     common = [
         "--cutouts",
         str(objects),

@@ -9,6 +9,7 @@ Command: scripts/prepare_cutouts.py.
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,9 @@ OBJECT_SIDE = (0.35, 0.80)  # max(box width / W, box height / H)
 NOISE_SHARE = 0.2  # share of images on noise if there are photographs, too
 VAL_SHARE, TEST_SHARE = 0.15, 0.25  # shares of a class's cutouts
 MIN_OPAQUE = 64  # pixels; fewer do not count as an object
+FEATHER = 1.5  # seamless: standard deviation in pixels of the object's soft edge
+MATCH = 0.5  # seamless: share of the way from the object's mean colour to that of its ground
+BLUR, NOISE, JPEG_QUALITY = 1.2, 7.0, 75  # seamless, of the whole image: pixels, grey levels, and quality
 
 
 # ---------------------------------------------------------------- finding and reading
@@ -253,11 +257,14 @@ def crop_background(photo: Pixels, size: tuple[int, int], rng: Generator) -> NDA
 # ---------------------------------------------------------------- composing
 
 
-def compose(cutout: Pixels, photo: Pixels, rng: Generator) -> tuple[Pixels, Pixels]:
+def compose(cutout: Pixels, photo: Pixels, rng: Generator, seamless: bool = False) -> tuple[Pixels, Pixels]:
     """Paste a cutout, RGBA (h, w, 4), on a photo, RGB.
 
     Random are the image size, the crop of the photo, and the object's size, place, rotation (at most 15 degrees),
     mirroring and brightness.
+
+    Args:
+        seamless: hide what tells the object from its ground besides its content: see `_soften`, and `_develop`.
 
     Returns:
         The image (H, W, 3), and the mask (H, W): 255 where alpha > 127, else 0.
@@ -277,8 +284,37 @@ def compose(cutout: Pixels, photo: Pixels, rng: Generator) -> tuple[Pixels, Pixe
     else:
         size = f"{cutout.shape[1]}x{cutout.shape[0]}"
         raise InputError(f"a cutout of {size} pixels vanishes at the size of the images; remove such thin objects")
-    image = canvas * (1 - alpha / 255) + layer[..., :3] * np.float32(rng.uniform(0.8, 1.15))
-    return np.clip(np.round(image), 0, 255).astype(np.uint8), mask
+    layer[..., :3] *= np.float32(rng.uniform(0.8, 1.15))
+    if seamless:
+        layer = _soften(layer, canvas)
+        mask = np.where(layer[..., 3] > 127, 255, 0).astype(np.uint8) if (layer[..., 3] > 127).any() else mask
+    image = canvas * (1 - layer[..., 3:] / 255) + layer[..., :3]
+    return _develop(image, rng) if seamless else np.clip(np.round(image), 0, 255).astype(np.uint8), mask
+
+
+def _soften(layer: NDArray[np.float32], canvas: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Feather an object's edge inwards, and bring its mean colour nearer to that of the ground that it covers.
+
+    layer: premultiplied RGBA (H, W, 4); canvas: RGB (H, W, 3).
+    """
+    alpha = layer[..., 3:] / 255
+    colour = layer[..., :3] / np.maximum(alpha, 1e-3)
+    radius = round(2 * FEATHER)  # the blur, cut off there, stays where the object has a colour
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+    side = 2 * radius + 1
+    soft = cv2.GaussianBlur(cv2.erode(alpha, kernel), (side, side), FEATHER)[..., None]
+    if soft.max() < 0.5:  # too thin to lose its edge
+        soft = alpha
+    shift = MATCH * (soft * (canvas - colour)).sum((0, 1)) / soft.sum()
+    return np.concatenate([soft * np.clip(colour + shift, 0, 255), 255 * soft], 2).astype(np.float32)
+
+
+def _develop(image: NDArray[Any], rng: Generator) -> Pixels:
+    """Blur an image, add noise, and compress it, the same everywhere: RGB (H, W, 3)."""
+    noisy = cv2.GaussianBlur(image, (0, 0), BLUR) + rng.normal(0, NOISE, image.shape)
+    file = io.BytesIO()
+    Image.fromarray(np.clip(np.round(noisy), 0, 255).astype(np.uint8)).save(file, "JPEG", quality=JPEG_QUALITY)
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def _place(cutout: Pixels, size: tuple[int, int], rng: Generator) -> NDArray[np.float32]:
@@ -323,6 +359,7 @@ def make_cutouts(
     backgrounds: Sequence[str | Path] = ("skimage", "noise"),
     seed: int = 0,
     images_per_class: tuple[int, int, int] = (60, 15, 30),
+    seamless: bool = False,
 ) -> bool:
     """Compose and write the data set, with boxes and masks for all splits, unless it exists already.
 
@@ -336,6 +373,7 @@ def make_cutouts(
         backgrounds: folders of photographs, "skimage", "noise"; see `find_backgrounds`.
         seed: seed of everything that is drawn.
         images_per_class: numbers for train, val and test.
+        seamless: soft edges, matched colours, the same blur, noise and compression everywhere; see `compose`.
 
     Returns:
         True if something was written.
@@ -359,7 +397,7 @@ def make_cutouts(
         for s, c, i in progress(jobs, f"composing {name}", unit="image"):
             rng, split = np.random.default_rng((seed, s, c, i)), SPLITS[s]
             path = divided[c][split][i % len(divided[c][split])]
-            image, mask = compose(pictures[path], photos[rng.integers(len(photos))](rng), rng)
+            image, mask = compose(pictures[path], photos[rng.integers(len(photos))](rng), rng, seamless)
             records[split].append(save_example(folders, f"{split}/{slugs[c]}/{i:04d}", c, image, [mask]))
         write_metadata(folders.metadata, DatasetMetadata(records, list(classes)))
 
