@@ -21,9 +21,10 @@ import yaml
 
 from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS
 from wsol.branch import CANDIDATES, WEIGHTS, BranchSetting
+from wsol.cam.affinity import AFFINITY_CANDIDATES, DEFAULT_AFFINITY, Affinity
 from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
-from wsol.cam.variant import AFFINITY_CENTRED, AFFINITY_POWER, AFFINITY_STEPS, HEADS, REFINEMENTS
+from wsol.cam.variant import HEADS, REFINEMENTS
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
 from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
@@ -58,6 +59,11 @@ def boolean(text: str) -> bool:
 def names(text: str) -> list[str]:
     """Split "cam, gradcam" into ["cam", "gradcam"], each once."""
     return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def numbers(text: str) -> list[float]:
+    """Split "0.5, 1" into [0.5, 1.0], each once."""
+    return list(dict.fromkeys(_number(float, 0, 8, above=True)(word) for word in names(text)))
 
 
 def architecture(text: str) -> str:
@@ -231,9 +237,15 @@ _MAIN_SETTINGS = (
     Setting("branch_lambda", "b2: the sigmoid branch's loss is cross entropy + X times --c2 of its own logits; 0 is "
             "cross entropy alone, inf is --c2 alone", math.inf, amount_or_inf, group=_NETWORK, scope=FIXED,
             follows=("model_structure",)),
-    Setting("branch_choice", "b2: take --branch_weights and --branch_lambda as given, or (val) train each of "
-            f"{len(CANDIDATES)} settings and keep the one that localizes best on the val split", "given",
-            choices=("given", "val"), group=_NETWORK, scope=FIXED, follows=("model_structure",)),
+    Setting("branch_mu", "b2: weight of the object loss, which the sigmoid branch's loss has in addition: every "
+            "class's logit should be positive on the object and negative on the background, as the refined map of the "
+            "softmax head tells them apart. For a frozen trunk", 0.0, amount, group=_NETWORK, scope=FIXED,
+            follows=("model_structure",)),
+    Setting("branch_choice", "b2: take the three settings above as given, or (val) train each of "
+            f"{len(CANDIDATES)} settings and keep the one that localizes best on the val split (default: val; given "
+            "with --ft_ckpt, with any of the three, or without a val split)", choices=("given", "val"), group=_NETWORK,
+            scope=FIXED, follows=("model_structure", "ft_ckpt", "branch_weights", "branch_lambda", "branch_mu", "c2",
+                                  "unfreeze_layer", "epochs")),
     _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True,
           group=_NETWORK),
     # ------------------------------------------------------------- training
@@ -252,6 +264,8 @@ _MAIN_SETTINGS = (
             "softmax head and other new layers (default: --epochs)", type=count, group=_TRAINING, follows=("epochs",)),
     Setting("vanilla_lr", "learning rate of that stage", 0.01, rate, group=_TRAINING),
     Setting("save_every", "keep the checkpoint of every N-th epoch", 0, count, metavar="N", group=_TRAINING),
+    Setting("val_every", "measure the val split after every N-th epoch, and after the last", 1, positive, metavar="N",
+            group=_TRAINING),
     Setting("c1", "loss of the softmax head", "cross_entropy", choices=tuple(LOSSES), group=_TRAINING),
     Setting("c2", "loss of the sigmoid branch", "binary_cross_entropy", choices=tuple(LOSSES), group=_TRAINING),
     # ------------------------------------------------------------- maps and metrics
@@ -278,16 +292,30 @@ _MAIN_SETTINGS = (
     *(Setting(option.name, option.help, option.default, amount, group=_MAPS, commands=_BOTH)
       for option in cam_options().values()),
     Setting("refine", "refinements of the maps, of none (maps as they are) and affinity (spread over places whose "
-            "activations in a guiding layer are similar); each gives its rows", ["none"], names, metavar="A,B,...",
-            group=_MAPS, commands=_BOTH),
-    Setting("affinity_layer", "the guiding layer of --refine affinity, a module of the network by its name (default: "
-            "the last layer of the stage that arrives at stride 16, the middle block of a plain vision transformer)",
+            "activations in a guiding layer are similar); each gives its rows (default: none; in main.py without "
+            "--ft_ckpt none,affinity)", None, names, metavar="A,B,...", group=_MAPS, commands=_BOTH,
+            follows=("model_structure", "ft_ckpt")),
+    Setting("refined_methods", "methods of --methods that --refine applies to (default: all; cam alone if --refine is "
+            "left out)", None, names, metavar="A,B,...", group=_MAPS, commands=_BOTH,
+            follows=("model_structure", "ft_ckpt", "methods", "method", "refine")),
+    Setting("affinity_layer", "the guiding layer of --refine affinity: a module of the network by its name; stride16, "
+            "the last layer of the stage that arrives at that stride (the middle block of a plain vision transformer); "
+            "stride16:last, the last layer of that stride; or target, the target layer", str(DEFAULT_AFFINITY.layer),
             metavar="NAME", group=_MAPS, commands=_BOTH, follows=("architecture",)),
-    Setting("affinity_power", "exponent of the similarities; the higher, the less distant ones count", AFFINITY_POWER,
-            rate, group=_MAPS, commands=_BOTH),
-    Setting("affinity_steps", "how often a map is spread", AFFINITY_STEPS, positive, group=_MAPS, commands=_BOTH),
+    Setting("affinity_power", "exponent of the similarities; the higher, the less distant ones count",
+            DEFAULT_AFFINITY.power, rate, group=_MAPS, commands=_BOTH),
+    Setting("affinity_steps", "how often a map is spread", DEFAULT_AFFINITY.steps, positive, group=_MAPS,
+            commands=_BOTH),
     _flag("affinity_centred", "subtract the guiding activations' mean over the places before they are compared",
-          AFFINITY_CENTRED, group=_MAPS, commands=_BOTH),
+          DEFAULT_AFFINITY.centred, group=_MAPS, commands=_BOTH),
+    Setting("affinity_choice", "take the settings of the refinement as given, or (val) the one of "
+            f"{len(AFFINITY_CANDIDATES)} that localizes best on the val split; if the maps as they are do better, the "
+            "refined rows are left out (default: val if --refine is left out, too, otherwise given)",
+            choices=("given", "val"), group=_MAPS,
+            follows=("refine", "affinity_layer", "affinity_power", "affinity_steps", "affinity_centred")),
+    Setting("scales", "views of each image whose maps are added: it is scaled by each of these numbers", [1.0], numbers,
+            metavar="X,Y,...", group=_MAPS, commands=_BOTH),
+    _flag("flip", "further views: each of them mirrored left to right", group=_MAPS, commands=_BOTH),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of results.json; 0 leaves them out", 1000,
@@ -456,7 +484,12 @@ def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
     _check_names("methods", config.methods, CAM_METHODS)
     if config.heads is not None:
         _check_names("heads", config.heads, HEADS)
+    config.refine = config.refine or ["none"]
     _check_names("refine", config.refine, REFINEMENTS)
+    config.refined_methods = config.refined_methods or config.methods
+    _check_names("refined_methods", config.refined_methods, config.methods)
+    if not config.scales:
+        raise InputError("--scales is empty; 1 is the image as it is")
     _check_gpus(config.gpus)
     return config
 
@@ -590,6 +623,7 @@ def complete(values: Mapping[str, Any], given: Collection[str]) -> munch.Munch:
             config[key] = value
     if config.methods == ["all"]:
         config.methods = list(CAM_METHODS)
+    _complete_choices(config)
     if config.fidelity in (["all"], ["none"]):
         config.fidelity = list(MEASURES) if config.fidelity == ["all"] else []
     for flag, head in (("t1", "softmax_clamped"), ("t2", "sigmoid_clamped")):
@@ -599,10 +633,36 @@ def complete(values: Mapping[str, Any], given: Collection[str]) -> munch.Munch:
     return config
 
 
+def _complete_choices(config: munch.Munch) -> None:
+    """What is chosen on val, and refined, if flags do not say so; a command with --ft_ckpt keeps the paper's recipe."""
+    ours = config.model_structure == "b2" and not config.ft_ckpt
+    if config.branch_choice is None:
+        trains_branch = bool(config.epochs) and "sigmoid_head" in UNFREEZE[config.unfreeze_layer]
+        as_published = branch_setting(config) == BranchSetting()
+        config.branch_choice = "val" if ours and trains_branch and as_published else "given"
+    by_default = config.refine is None
+    if by_default:
+        config.refine = list(REFINEMENTS) if ours else ["none"]
+    if config.affinity_choice is None:
+        config.affinity_choice = "val" if by_default and ours and affinity_of(config) == DEFAULT_AFFINITY else "given"
+    if config.refined_methods is None:
+        cam = [method for method in config.methods if method == "cam"]
+        config.refined_methods = cam if by_default else config.methods
+
+
+def affinity_of(config: munch.Munch) -> Affinity:
+    """The settings of the refinement."""
+    return Affinity(config.affinity_layer, config.affinity_power, config.affinity_steps, config.affinity_centred)
+
+
 def extractor_options(config: munch.Munch) -> dict[str, Any]:
-    """The settings that are keyword arguments of CamExtractor under their names: of the refinement and of methods."""
-    names = ("affinity_layer", "affinity_power", "affinity_steps", "affinity_centred", "perturb_batch", *cam_options())
-    return {name: config[name] for name in names}
+    """Keyword arguments of CamExtractor: the settings of the refinement and of methods."""
+    return {"affinity": affinity_of(config)} | {name: config[name] for name in ("perturb_batch", *cam_options())}
+
+
+def view_options(config: munch.Munch) -> dict[str, Any]:
+    """Keyword arguments of CamExtractor: the views of each image."""
+    return {"scales": config.scales, "flip": config.flip}
 
 
 def default_heads(dual: bool) -> list[str]:
@@ -614,6 +674,10 @@ def _check(config: munch.Munch) -> None:
     _check_names("methods", config.methods, CAM_METHODS)
     _check_names("heads", config.heads, HEADS)
     _check_names("refine", config.refine, REFINEMENTS)
+    if config.refined_methods:
+        _check_names("refined_methods", config.refined_methods, config.methods)
+    if not config.scales:
+        raise InputError("--scales is empty; 1 is the image as it is")
     if config.fidelity:
         _check_names("fidelity", config.fidelity, MEASURES)
     branch_heads = [head for head in config.heads if head.startswith("sigmoid")]
@@ -627,8 +691,8 @@ def _check(config: munch.Munch) -> None:
                 f"--unfreeze_layer {config.unfreeze_layer} is the sigmoid branch: it needs --model_structure b2, not "
                 f"{config.model_structure}"
             )
-        for flag in ("branch_weights", "branch_lambda", "branch_choice"):
-            if config[flag] != settings_of(MAIN)[flag].default:
+        for flag in ("branch_weights", "branch_lambda", "branch_mu", "branch_choice"):
+            if config[flag] not in (settings_of(MAIN)[flag].default, "given"):
                 raise InputError(
                     f"--{flag} {config[flag]} is about the sigmoid branch: it needs --model_structure b2, not "
                     f"{config.model_structure}"
@@ -636,13 +700,19 @@ def _check(config: munch.Munch) -> None:
     if config.branch_choice == "val":
         if branch_setting(config) != BranchSetting():
             raise InputError(
-                "--branch_choice val tries settings of its own; leave out --branch_weights and --branch_lambda"
+                "--branch_choice val tries settings of its own; leave out --branch_weights, --branch_lambda and "
+                "--branch_mu"
             )
         if not config.eval_only and not (config.epochs and "sigmoid_head" in UNFREEZE[config.unfreeze_layer]):
             raise InputError(
                 f"--branch_choice val compares trained branches, but --unfreeze_layer {config.unfreeze_layer} with "
                 f"--epochs {config.epochs} trains none"
             )
+    if config.branch_mu and not config.eval_only and UNFREEZE[config.unfreeze_layer] != ("sigmoid_head",):
+        raise InputError(
+            f"--branch_mu {config.branch_mu:g} needs a frozen trunk and softmax head, not --unfreeze_layer "
+            f"{config.unfreeze_layer}; leave it out or give --unfreeze_layer fc2"
+        )
     if not UNFREEZE[config.unfreeze_layer] and config.epochs and not config.eval_only:
         raise InputError("--unfreeze_layer none leaves nothing to train; evaluate with --eval_only or --epochs 0")
     if config.resume + config.eval_only + config.override_cache > 1:
@@ -691,7 +761,7 @@ def gpu_indices(text: str) -> list[int]:
 
 def branch_setting(config: munch.Munch) -> BranchSetting:
     """How the sigmoid branch is to be trained."""
-    return BranchSetting(config.branch_weights, config.branch_lambda)
+    return BranchSetting(config.branch_weights, config.branch_lambda, config.branch_mu)
 
 
 def splits_needed(config: munch.Munch) -> tuple[str, ...]:

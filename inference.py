@@ -15,7 +15,7 @@ drawn over the picture in its own size and proportions.
 
 import sys
 
-from config import DEFAULT_ARCHITECTURE, default_heads, extractor_options, gpu_indices, parse_picture_args
+from config import DEFAULT_ARCHITECTURE, default_heads, extractor_options, gpu_indices, parse_picture_args, view_options
 from wsol.run import command
 
 if __name__ == "__main__":
@@ -52,7 +52,7 @@ from wsol.log import log, progress, start_log
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.contact_sheet import contact_sheet
 from wsol.run.overlay import jpeg_bytes, overlay
-from wsol.run.restore import check_affinity_layer, check_network, resolve_form, restore
+from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
 
 TOP = 5  # classes that are printed and drawn
 
@@ -84,7 +84,8 @@ def compute_scoremaps(
         for images, labels, indices in progress(loader, title):
             images = to_device(images, device)
             raw = extract(images, labels.to(device) if target == "gt" else None)
-            logits, sigmoid_logits = output = extract.output
+            output = extract.output
+            sigmoid_logits = output.sigmoid_logits
             prediction = None
             if explain_predictions:
                 predicted = raw if target == "pred" else explain_prediction(extract, images, labels.to(device), raw)
@@ -98,7 +99,7 @@ def compute_scoremaps(
             yield ScoreMaps(
                 indices.numpy(),
                 labels.numpy(),
-                logits.float().cpu(),
+                output.logits.float().cpu(),
                 None if sigmoid_logits is None else sigmoid_logits.float().cpu(),
                 maps,
                 degenerate,
@@ -163,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
     if config["class"] is not None:
         class_id = find_class(config["class"], network.class_names, network.synonyms)
     good = readable_pictures(pictures, config.skip_bad_images, config.workers)
-    rows = variants(network.methods, network.heads, config.refine)
+    rows = variants(network.methods, network.heads, config.refine, refined_methods=config.refined_methods)
     check_output(out, good, rows, config.save_npy, config.override_cache)
 
     device = select_device(gpu_indices(config.gpus))
@@ -174,7 +175,13 @@ def main(argv: list[str] | None = None) -> None:
     workers = min(config.workers, len(os.sched_getaffinity(0))) if len(good) > config.batch_size else 0
     loader = DataLoader(dataset, config.batch_size, num_workers=workers)
     extractor = CamExtractor(
-        network.model, network.methods, heads=network.heads, refine=config.refine, **extractor_options(config)
+        network.model,
+        network.methods,
+        heads=network.heads,
+        refine=config.refine,
+        refined_methods=config.refined_methods,
+        **extractor_options(config),
+        **view_options(config),
     )
     with logging_redirect_tqdm([log]), ThreadPoolExecutor(max(config.workers, 1)) as pool:
         for batch in explain(extractor, loader, good, device, class_id, network.class_names):
@@ -228,8 +235,7 @@ def build_network(config: Any) -> Network:
             "the --ckpt of a b2 run"
         )
     methods = usable_methods(model, config)
-    if config.affinity_layer and "affinity" in config.refine:
-        check_affinity_layer(model, config.affinity_layer, config.crop_size)
+    check_map_settings(model, config.crop_size, config.refine, config.affinity_layer, config.scales)
     return Network(model, architecture, *class_names(model, checkpoint), methods, heads)
 
 

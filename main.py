@@ -18,6 +18,7 @@ from config import (
     parse_args,
     saved_settings,
     splits_needed,
+    view_options,
 )
 from wsol.run import command
 
@@ -44,6 +45,9 @@ from wsol import build, dualize
 from wsol.backbones import get_architecture
 from wsol.branch import CANDIDATES, BranchSetting
 from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
+from wsol.cam.affinity import AFFINITY_CANDIDATES, Affinity
+from wsol.cam.regions import Regions
+from wsol.cam.variant import AFFINITY
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.reader import SplitMetadata
@@ -66,7 +70,7 @@ from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import EpochLog, History, Validate
-from wsol.run.restore import check_affinity_layer, check_network, resolve_form, restore
+from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
 from wsol.training import Epoch, Trainer, seed_everything
 
@@ -167,12 +171,41 @@ def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
             skip_bad=config.skip_bad_images,
             workers=config.workers,
         )
-    if config.branch_choice == "val" and not config.eval_only and "val" not in data.splits:
-        raise InputError(
-            f"--branch_choice val needs a val split, but {config.metadata_root}/{data.name} has none; add one, or give "
-            "--branch_weights and --branch_lambda instead"
-        )
+        check_choices(config, data)
     return data
+
+
+def check_choices(config: Any, data: WsolData) -> None:
+    """Where the val split cannot decide, give up choices that are only a default.
+
+    Raises:
+        InputError: one was asked for by name.
+    """
+    instead = {"affinity_choice": "--affinity_layer, --affinity_power and the like"}
+    if not config.eval_only:
+        instead["branch_choice"] = "--branch_weights, --branch_lambda and --branch_mu"
+    wanted = [name for name in instead if config[name] == "val"]
+    if not wanted:
+        return
+    if "val" not in data.splits:
+        reason = f"{config.metadata_root}/{data.name} has no val split"
+    elif not has_foreground(data.splits["val"]):
+        reason = f"the val split of {data.name} has no object to localize"
+    else:
+        return
+    for name in wanted:
+        if name in config.given:
+            raise InputError(f"--{name} val: {reason}; add one, or give {instead[name]} instead")
+        config[name] = "given"
+        log.info("--%s given, with the defaults of %s: %s", name, instead[name], reason)
+
+
+def has_foreground(metadata: SplitMetadata) -> bool:
+    """Whether any image of a split has a box or, if its objects are given by masks, a foreground."""
+    if metadata.boxes is not None:
+        return any(len(boxes) for boxes in metadata.boxes)
+    one_by_one = (load_ground_truth(metadata, [index]).object_pixels()[0] for index in range(len(metadata)))
+    return any(pixels.any() for pixels in one_by_one)
 
 
 def build_model(config: Any, data: WsolData, checkpoint: Checkpoint | None) -> tuple[Classifier, list[str]]:
@@ -210,8 +243,9 @@ def build_network(config: Any, checkpoint: Checkpoint | None, num_classes: int |
         image_size=config.crop_size,
     )
     check_network(model, config.methods, config.crop_size)
-    if config.affinity_layer and "affinity" in config.refine:
-        check_affinity_layer(model, config.affinity_layer, config.crop_size)
+    check_map_settings(model, config.crop_size, config.refine, config.affinity_layer, config.scales)
+    if config.branch_mu and not config.eval_only and (reason := why_no_regions(config, model)):
+        raise InputError(f"--branch_mu {config.branch_mu:g} does not work here: {reason}")
     return model
 
 
@@ -244,14 +278,17 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
     )
     if config.branch_choice == "val" and not config.eval_only:
         log.info(
-            "branch: chosen on val among %d settings, each trained for %d epochs before the run's own %d",
+            "branch: chosen on val among up to %d settings, each trained for %d epochs before the run's own %d",
             len(CANDIDATES),
             config.epochs,
             config.epochs,
         )
     if config.fidelity and "test" in data.splits:
         passes = sum(COST[name] for name in config.fidelity)
-        num_rows, num_images = len(variants(config.methods, config.heads, config.refine)), len(data.splits["test"])
+        num_rows, num_images = (
+            len(variants(config.methods, config.heads, config.refine, refined_methods=config.refined_methods)),
+            len(data.splits["test"]),
+        )
         log.info(
             "fidelity: %s forward passes (%d for each of %d rows and %s images)",
             f"{passes * num_rows * num_images:,}",
@@ -321,8 +358,16 @@ def train(
             assert model.sigmoid_head is not None
             after_step = partial(make_nonnegative, model.sigmoid_head)
             after_step()  # the branch starts without negative weights, too
-        objective = OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight)
-        return trainer.fit(model, objective, structure, epochs=epochs, lr=lr, resumed=resumed, after_step=after_step)
+        return trainer.fit(
+            model,
+            OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight, setting.object_weight),
+            structure,
+            epochs=epochs,
+            lr=lr,
+            resumed=resumed,
+            after_step=after_step,
+            regions=Regions(model) if setting.object_weight else None,
+        )
 
     def train_stage(
         structure: str,
@@ -354,7 +399,15 @@ def train(
         if config.branch_choice == "val" and resumed is None:
             branch = choose_branch(config, data, model, trainer, fit, run, device, wandb)
     validate, criterion = validation(config, data, setting_of(branch), device)
-    train_stage(config.model_structure, config.epochs, config.lr, branch=branch, validate=validate, criterion=criterion)
+    train_stage(
+        config.model_structure,
+        config.epochs,
+        config.lr,
+        branch=branch,
+        validate=validate,
+        criterion=criterion,
+        validate_after=lambda epoch: epoch % config.val_every == 0 or epoch == config.epochs,
+    )
     return model, branch
 
 
@@ -382,7 +435,7 @@ def choose_branch(
     device: torch.device,
     wandb: WandbLogger,
 ) -> dict[str, Any]:
-    """Train the branch with each of CANDIDATES from the same start, and find the one that localizes best on val.
+    """Train the branch with each candidate from the same start, and find the one that localizes best on val.
 
     Args:
         model: left as it was.
@@ -391,30 +444,88 @@ def choose_branch(
     Returns:
         `branch` of results.json: the best setting, the first of equal ones, and every candidate with its figures.
     """
-    if not trainer.caches_features(model):
+    candidates = CANDIDATES
+    if reason := why_no_regions(config, model):
+        candidates = tuple(setting for setting in CANDIDATES if not setting.object_weight)
+        log.info("branches with an object loss are not tried: %s", reason)
+    regions = Regions(model) if candidates == CANDIDATES else None
+    if not trainer.caches_features(model, regions):
         log.info(
             "features cannot be cached here: choosing the branch takes %d trainings of %d epochs over the images",
-            len(CANDIDATES),
+            len(candidates),
             config.epochs,
         )
-    start = copy.deepcopy(model.state_dict())
-    candidates = []
-    for setting in CANDIDATES:
-        model.load_state_dict(start)
+    untrained = copy.deepcopy(model.state_dict())
+    same_trunk = model.trainable == {"sigmoid_head"}
+    figures: list[float] = []
+    seconds = 0.0
+    for setting in candidates:
+        model.load_state_dict(untrained)
         epoch_log = EpochLog(run, wandb, candidate_stage(setting))
         for epoch in fit("b2", setting, config.epochs, config.lr):
             epoch_log.train(epoch)
-        validate, criterion = validation(config, data, setting, device)
-        assert validate is not None and criterion is not None, "read_data asks for a val split"
-        val = epoch_log.val(epoch, model, validate)
-        if criterion not in val:
-            raise InputError("--branch_choice val: the masks of the val split have no foreground to localize")
-        candidates.append({"setting": setting.record, "val": val})
-    model.load_state_dict(start)
-    best = max(candidates, key=lambda candidate: candidate["val"][criterion])
-    branch = {"setting": best["setting"], "criterion": criterion, "candidates": candidates}
+        if same_trunk:
+            model.rivals[str(setting)] = copy.deepcopy(model.sigmoid_head).requires_grad_(False)
+        else:
+            start = time.perf_counter()
+            figures += val_figures(config, data, model, device, ["sigmoid_clamped"])
+            seconds += time.perf_counter() - start
+    if same_trunk:  # all of them in one pass
+        start = time.perf_counter()
+        figures = val_figures(config, data, model, device, [f"{name}_clamped" for name in model.rivals])
+        seconds = time.perf_counter() - start
+        model.rivals.clear()
+    model.load_state_dict(untrained)
+    criterion = val_criterion(config, data)
+    for setting, figure in zip(candidates, figures, strict=True):
+        noted = {criterion: figure, "seconds": seconds / len(candidates)}
+        EpochLog(run, wandb, candidate_stage(setting)).note(config.epochs, "val", noted)
+    best = candidates[figures.index(max(figures))]
+    branch = {
+        "setting": best.record,
+        "criterion": criterion,
+        "candidates": [
+            {"setting": setting.record, "val": {criterion: figure}}
+            for setting, figure in zip(candidates, figures, strict=True)
+        ],
+    }
     log.info("\n%s\n", tables.branch_table(branch))
     return branch
+
+
+def why_no_regions(config: Any, model: Classifier) -> str:
+    """Why this network's branch cannot be trained with an object loss; empty if it can."""
+    if UNFREEZE[config.unfreeze_layer] != ("sigmoid_head",):
+        return f"it needs a frozen trunk and softmax head, not --unfreeze_layer {config.unfreeze_layer}"
+    image = next(model.parameters()).new_zeros(1, 3, config.crop_size, config.crop_size)
+    try:
+        Regions(model)(image, torch.zeros(1, dtype=torch.long, device=image.device))
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def choose_affinity(config: Any, data: WsolData, model: Classifier, device: torch.device) -> dict[str, Any]:
+    """Find the settings of the refinement that localize best on val.
+
+    Returns:
+        `affinity` of results.json: the best setting, the first of equal ones, and every candidate with its figures;
+        the first candidate, and the setting if it is the best, is None: maps as they are.
+    """
+    candidates = {str(settings): settings for settings in AFFINITY_CANDIDATES}
+    refine = ["none", *candidates]
+    figures = val_figures(config, data, model, device, [explaining_head(config)], refine=refine, affinity=candidates)
+    criterion = val_criterion(config, data)
+    records = [None, *(settings.record for settings in AFFINITY_CANDIDATES)]
+    affinity = {
+        "setting": records[figures.index(max(figures))],
+        "criterion": criterion,
+        "candidates": [
+            {"setting": record, "val": {criterion: figure}} for record, figure in zip(records, figures, strict=True)
+        ],
+    }
+    log.info("\n%s\n", tables.affinity_table(affinity))
+    return affinity
 
 
 def setting_of(branch: dict[str, Any] | None) -> BranchSetting:
@@ -427,24 +538,45 @@ def candidate_stage(setting: BranchSetting) -> str:
     return f"b2 {setting}"
 
 
+def explaining_head(config: Any) -> str:
+    """The head that learns to explain, which val figures are of, whatever rows the table will have."""
+    return "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
+
+
+def val_criterion(config: Any, data: WsolData) -> str:
+    """The figure of the val split that chooses between checkpoints and between settings: its key in a row's metrics."""
+    v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
+    return "pxap" if data.splits["val"].boxes is None else "maxboxacc_v2" if v2 else "maxboxacc_v1"
+
+
+def val_figures(
+    config: Any, data: WsolData, model: Classifier, device: torch.device, heads: list[str], **refinement: Any
+) -> list[float]:
+    """The criterion's value for the first CAM method on each of these heads and refinements, from one pass over val."""
+    extractor = new_extractor(config, model, config.methods[:1], heads, **refinement)
+    evaluation = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
+    loader = image_loader(config, data, "val")
+    for batch in new_scoremaps(config, extractor, loader, device, "choose on val"):
+        evaluation.update(batch, load_ground_truth(evaluation.metadata, batch.indices))
+    criterion = val_criterion(config, data)
+    return [row[criterion] for row in evaluation.compute()["rows"]]
+
+
 def validation(
     config: Any, data: WsolData, setting: BranchSetting, device: torch.device
 ) -> tuple[Validate | None, str | None]:
     """A function that returns the figures of the val split, and the figure that chooses `best`; None without val.
 
-    It measures the first CAM method on the head that learns to explain, whatever rows the table will have: in b2 the
-    sigmoid branch with negative weights clamped.
+    It measures the first CAM method on `explaining_head`.
     """
     if "val" not in data.splits:
         return None, None
-    v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
-    criterion = "pxap" if data.splits["val"].boxes is None else "maxboxacc_v2" if v2 else "maxboxacc_v1"
+    criterion = val_criterion(config, data)
     objective = OBJECTIVES[config.model_structure](config.c1, config.c2, setting.c2_weight)
-    head = "sigmoid_clamped" if config.model_structure == "b2" else "softmax"
     loader = image_loader(config, data, "val")
 
     def validate(model: Classifier) -> dict[str, float]:
-        extractor = new_extractor(config, model, config.methods[:1], [head])
+        extractor = new_extractor(config, model, config.methods[:1], [explaining_head(config)])
         evaluation = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
         loss = 0.0
         for batch in new_scoremaps(config, extractor, loader, device, "validate"):
@@ -462,16 +594,9 @@ def validation(
 # --------------------------------------------------------------------------- infer, evaluate
 
 
-def new_extractor(
-    config: Any,
-    model: Classifier,
-    methods: list[str],
-    heads: list[str],
-    meter: Meter | None = None,
-    refine: Sequence[str] = ("none",),
-) -> CamExtractor:
-    """What makes the maps of these methods, heads and refinements."""
-    return CamExtractor(model, methods, heads=heads, refine=refine, meter=meter, **extractor_options(config))
+def new_extractor(config: Any, model: Classifier, methods: list[str], heads: list[str], **further: Any) -> CamExtractor:
+    """What makes the maps of these methods and heads; further: other arguments of CamExtractor than the config's."""
+    return CamExtractor(model, methods, heads=heads, **extractor_options(config) | further)
 
 
 def new_scoremaps(
@@ -526,7 +651,24 @@ def measure(
     """
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
-    extractor = new_extractor(config, model, config.methods, config.heads, meter, config.refine)
+    choice, refinement = None, {"refine": config.refine}
+    if config.affinity_choice == "val" and AFFINITY in config.refine:
+        choice = choose_affinity(config, data, model, device)
+        if choice["setting"] is None:
+            log.info("no refinement localizes better on val than the maps as they are: refined rows are left out")
+            refinement = {"refine": ["none"]}
+        else:
+            refinement["affinity"] = Affinity.from_record(choice["setting"])
+    extractor = new_extractor(
+        config,
+        model,
+        config.methods,
+        config.heads,
+        meter=meter,
+        refined_methods=config.refined_methods,
+        **refinement,
+        **view_options(config),
+    )
     val = None
     if "val" in data.splits:
         val = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
@@ -578,7 +720,8 @@ def measure(
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         **({} if bootstrap is None else {"bootstrap": bootstrap}),
-        **({} if extractor.affinity_layer_name is None else {"affinity_layer": extractor.affinity_layer_name}),
+        **({} if choice is None else {"affinity": choice}),
+        **({"affinity_layer": layer} if (layer := extractor.guiding_layers.get(AFFINITY)) else {}),
         "classification": metrics["classification"],
         "rows": metrics["rows"],
         "center": metrics["center"],

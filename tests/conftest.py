@@ -143,7 +143,10 @@ def shapes(tmp_path) -> Path:
 
 
 def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run") -> list[str]:
-    """A main.py command line on the tiny network and a data set below `root`: seconds, not minutes."""
+    """A main.py command line on the tiny network and a data set below `root`: seconds, not minutes.
+
+    Unless `more` says otherwise, the paper's branch and no refinement, so that tests of other things need not wait.
+    """
     return [
         "--dataset_name",
         dataset,
@@ -171,6 +174,10 @@ def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run"
         "0.02",
         "--bootstrap",
         "100",
+        "--branch_choice",
+        "given",
+        "--refine",
+        "none",
         *more,
     ]
 

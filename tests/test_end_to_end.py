@@ -539,3 +539,15 @@ def test_all_methods_with_both_heads_and_what_they_cost(shapes, capsys):
     assert set(results["cost"]) == {"forward", *CAM_METHODS}
     assert all(cost["seconds"] > 0 and cost["mib"] >= 0 for cost in results["cost"].values())
     assert (shapes / "runs/run/figures/maps_eigencam.png").exists()
+
+
+def test_val_is_measured_every_second_epoch_and_after_the_last(shapes):
+    program.main(arguments(shapes, "--train_only", "--epochs", "3", "--vanilla_epochs", "1", "--val_every", "2"))
+    folder = shapes / "runs/run"
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines if line["split"] == "val"] == [2, 3]
+    best = checkpoint_content(folder, "best")
+    figures = {line["epoch"]: line["maxboxacc_v2"] for line in lines if line["split"] == "val"}
+    assert best["epoch"] == max(figures, key=figures.get) and best["best"] == pytest.approx(
+        max(figures.values()), abs=1e-3
+    )

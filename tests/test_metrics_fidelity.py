@@ -80,7 +80,8 @@ def confidence(dual, image: np.ndarray, class_id: int) -> dict[str, float]:
     """Softmax of each head's logits for one image, in NumPy."""
     dual.eval()
     with torch.no_grad():
-        logits = [x[0].double().numpy() for x in dual(torch.from_numpy(np.ascontiguousarray(image))[None])]
+        output = dual(torch.from_numpy(np.ascontiguousarray(image))[None])
+        logits = [x[0].double().numpy() for x in output.by_head().values()]
     exponentials = [np.exp(x - x.max()) for x in logits]
     return {head: float(e[class_id] / e.sum()) for head, e in zip(HEADS, exponentials, strict=True)}
 

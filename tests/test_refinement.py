@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import TinyNet, arguments
+from conftest import TinyNet, arguments, write_dataset
 from PIL import Image
 from torch import nn
 
@@ -16,6 +16,7 @@ import inference
 import main
 from wsol import CamExtractor, build, dualize
 from wsol.cam import CAM_METHODS, Meter, Variant, to_scoremaps, variants
+from wsol.cam.affinity import AFFINITY_CANDIDATES, Affinity
 from wsol.cam.refinement import refine_by_affinity, resize_maps
 from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError
@@ -69,7 +70,7 @@ def test_two_places_by_hand():
     refined = refine_by_affinity(torch.tensor([1.0, -1.0]).view(1, 1, 1, 2), features, power=2, centred=False)
     assert torch.allclose(refined.flatten(), torch.tensor([0.64, -0.64]) / 1.36)
     # Centred, the two are opposite: each is similar to itself alone.
-    refined = refine_by_affinity(torch.tensor([1.0, -1.0]).view(1, 1, 1, 2), features, power=2)
+    refined = refine_by_affinity(torch.tensor([1.0, -1.0]).view(1, 1, 1, 2), features)
     assert torch.equal(refined.flatten(), torch.tensor([1.0, -1.0]))
 
 
@@ -207,8 +208,7 @@ def test_refined_maps_are_the_formula_of_the_raw_ones_for_every_method_and_head(
         methods,
         heads=HEADS,
         refine=BOTH,
-        affinity_layer=layer,
-        **{f"affinity_{name}": value for name, value in settings.items()},
+        affinity=Affinity(layer, **settings),
     ) as extract:
         maps = extract(images, [1, 3])
     with CamExtractor(dual, methods, heads=HEADS) as plain:
@@ -230,14 +230,14 @@ def test_one_forward_pass_serves_refined_rows_too():
     dual.network.features[0].register_forward_hook(lambda *_: passes.append(1))
     meter = Meter()
     with CamExtractor(
-        dual, ["cam", "layercam"], heads=HEADS, refine=BOTH, affinity_layer="features.2", meter=meter
+        dual, ["cam", "layercam"], heads=HEADS, refine=BOTH, affinity=Affinity("features.2"), meter=meter
     ) as extract:
         extract(torch.randn(2, 3, 48, 48).double())
     assert len(passes) == 1 and list(meter.costs) == ["forward", "cam", "layercam", "affinity"]
     with CamExtractor(dual, ["cam"], refine="affinity") as extract:  # finding the layer takes another pass, once
         extract(torch.randn(2, 3, 48, 48).double())
         extract(torch.randn(2, 3, 48, 48).double())
-    assert len(passes) == 1 + 1 + 2 and extract.affinity_layer_name == "features.6"
+    assert len(passes) == 1 + 1 + 2 and extract.guiding_layers == {"affinity": "features.6"}
 
 
 def test_refined_rows_alone():
@@ -264,7 +264,7 @@ class InPlace(nn.Module):
 
 def test_the_guiding_activations_are_the_layers_own_output():
     model, images = InPlace().eval(), torch.randn(2, 3, 32, 32)
-    with CamExtractor(model, ["cam"], "last", refine=BOTH, affinity_layer="stem") as extract:
+    with CamExtractor(model, ["cam"], "last", refine=BOTH, affinity=Affinity("stem")) as extract:
         maps = extract(images)
     raw = maps[Variant("cam", "softmax")]
     expected = refine_by_affinity(raw[:, None], model.stem(images).detach())[:, 0]
@@ -286,7 +286,7 @@ def test_any_layout(name, layer, methods):
     model = timm.create_model(name, num_classes=5, **options).eval()
     nn.init.normal_(model.get_submodule(find_head(model)).weight)
     images, outputs = torch.randn(2, 3, 64, 64), []
-    with CamExtractor(model, methods, refine=BOTH, affinity_layer=layer) as extract:
+    with CamExtractor(model, methods, refine=BOTH, affinity=Affinity(layer)) as extract:
         maps = extract(images, [0, 3])
     model.get_submodule(layer).register_forward_hook(lambda _m, _i, output: outputs.append(output.detach()))
     model(images)
@@ -304,16 +304,16 @@ def test_errors_name_the_setting():
     dual, images = trained_dual(), torch.randn(1, 3, 48, 48).double()
     with pytest.raises(InputError, match="unknown refinement 'affinty'; did you mean 'affinity'"):
         CamExtractor(dual, ["cam"], refine=["affinty"])
-    for setting, match in (({"affinity_power": 0}, "above 0"), ({"affinity_steps": 0}, "at least 1")):
+    for setting, match in (({"power": 0}, "above 0"), ({"steps": 0}, "at least 1")):
         with pytest.raises(InputError, match=match):
-            CamExtractor(dual, ["cam"], refine=BOTH, **setting)
+            CamExtractor(dual, ["cam"], refine=BOTH, affinity=Affinity(**setting))
     with pytest.raises(InputError, match=r"TinyNet has no module 'features\.66' to be its affinity layer"):
-        CamExtractor(dual, ["cam"], refine=BOTH, affinity_layer="features.66")
-    with CamExtractor(dual, ["cam"], refine=BOTH, affinity_layer=dual.network.fc) as extract:
+        CamExtractor(dual, ["cam"], refine=BOTH, affinity=Affinity("features.66"))
+    with CamExtractor(dual, ["cam"], refine=BOTH, affinity=Affinity(dual.network.fc)) as extract:
         with pytest.raises(InputError, match="the affinity layer Linear gives no"):
             extract(images)
     dual.network.unused = nn.Conv2d(3, 3, 1)
-    with CamExtractor(dual, ["cam"], refine=BOTH, affinity_layer="unused") as extract:
+    with CamExtractor(dual, ["cam"], refine=BOTH, affinity=Affinity("unused")) as extract:
         with pytest.raises(InputError, match="never reached the affinity layer unused"):
             extract(images)
     assert not any(module._forward_hooks for module in dual.modules())
@@ -442,3 +442,127 @@ def test_the_command_for_pictures_draws_refined_maps(tmp_path):
     assert np.load(out / "cam_softmax_affinity" / "a.npy").shape == (12, 12)
     with Image.open(out / "fem_none_affinity" / "a.jpg") as overlay:
         assert overlay.size == (90, 60)
+
+
+# ------------------------------------------------------------------- places, and a setting chosen on val
+
+
+@pytest.mark.parametrize(
+    "make, layers",
+    [
+        (lambda: build("efficientnet_lite0", 5, pretrained=False), ["blocks.2", "blocks.3", "blocks.4", "bn2"]),
+        (lambda: build("resnet50", 5, pretrained=False), ["layer2", "layer3", "layer4.2", "layer4.2"]),
+        (
+            lambda: timm.create_model("vit_tiny_patch16_224", num_classes=5, embed_dim=24, num_heads=2, depth=4),
+            ["blocks.1", "blocks.1", "blocks.3.norm1", "blocks.3.norm1"],
+        ),
+        (lambda: Classifier(TinyNet(5), "fc", target_layer="features.6"), ["features.4"] + ["features.6"] * 3),
+    ],
+)
+def test_places_that_every_network_has(make, layers):
+    places = ["stride8", "stride16", "stride16:last", "target"]
+    affinity = {place: Affinity(place) for place in places}
+    with CamExtractor(make(), ["gradcam"], refine=places, affinity=affinity) as extract:
+        maps = extract(torch.randn(1, 3, 224, 224))
+    assert [extract.guiding_layers[place] for place in places] == layers
+    assert list(maps) == [Variant("gradcam", "softmax", refine=place) for place in places]
+
+
+def test_several_affinities_in_one_pass_are_those_alone():
+    dual, images = trained_dual(), torch.randn(2, 3, 48, 48).double()
+    several = {"a": Affinity("features.2", 2.0), "b": Affinity("features.6", 1.0, 3, False)}
+    with CamExtractor(dual, ["cam", "fem"], heads=HEADS, refine=["none", *several], affinity=several) as extract:
+        together = extract(images, [1, 3])
+    for name, affinity in several.items():
+        with CamExtractor(dual, ["cam", "fem"], heads=HEADS, refine=["affinity"], affinity=affinity) as extract:
+            alone = extract(images, [1, 3])
+        assert all(torch.equal(together[variant._replace(refine=name)], maps) for variant, maps in alone.items())
+    assert len(together) == 3 * len(alone)
+
+
+def test_only_some_methods_are_refined(shapes):
+    names = [str(row) for row in variants(["cam", "layercam"], ["softmax"], BOTH, refined_methods=["cam"])]
+    assert names == ["cam_softmax", "cam_softmax_affinity", "layercam_softmax"]
+    flags = ["--methods", "cam,layercam", "--refine", "none,affinity", "--bootstrap", "0", "--epochs", "1"]
+    results = main.main(arguments(shapes, *flags, "--refined_methods", "cam"))
+    assert {row["method"] for row in results["rows"] if row["refine"] == "affinity"} == {"cam"}
+    with pytest.raises(InputError, match="--refined_methods: unknown name 'gradcam'"):
+        main.parse_args([*flags, "--refined_methods", "gradcam"])
+
+
+def val_figures(monkeypatch, by_refinement: dict[str, float]) -> list[tuple]:
+    """Let the val split say that each refinement localizes this well; others have 0. Returns the calls."""
+    calls = []
+
+    def figures(_config, _data, _model, _device, heads, *, refine=("none",), affinity=None):
+        calls.append((heads, tuple(refine)))
+        return [by_refinement.get(name, 0.0) for name in refine]
+
+    monkeypatch.setattr(main, "val_figures", figures)
+    return calls
+
+
+CHOICE = ["--refine", "none,affinity", "--affinity_choice", "val", "--methods", "cam", "--bootstrap", "0"]
+
+
+def test_the_best_refinement_on_val_is_used(shapes, monkeypatch, capsys):
+    best = AFFINITY_CANDIDATES[3]
+    calls = val_figures(monkeypatch, {"none": 50.0, str(best): 61.25, str(AFFINITY_CANDIDATES[4]): 61.25})
+    results = main.main(arguments(shapes, *CHOICE))
+    assert calls == [(["sigmoid_clamped"], ("none", *map(str, AFFINITY_CANDIDATES)))]
+    affinity = results["affinity"]
+    assert affinity["setting"] == best.record == {"layer": "stride8", "power": 1.0, "steps": 1, "centred": True}
+    assert Affinity.from_record(json.loads(json.dumps(affinity["setting"]))) == best
+    assert [candidate["setting"] for candidate in affinity["candidates"]] == [
+        None,
+        *(settings.record for settings in AFFINITY_CANDIDATES),
+    ]
+    assert results["affinity_layer"] == "features.4"
+    printed = capsys.readouterr().out
+    assert tables.affinity_table(affinity) in printed
+    assert ["stride8", "1.0", "1", "True", "61.2", "chosen"] in [line.split() for line in printed.splitlines()]
+    monkeypatch.undo()
+    given = ["--affinity_choice", "given", "--affinity_layer", "stride8"]
+    again = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"]
+    assert main.main([*again, *given])["rows"] == results["rows"]
+
+
+def test_without_a_gain_on_val_nothing_is_refined(shapes, monkeypatch, capsys):
+    val_figures(monkeypatch, {"none": 50.0, str(AFFINITY_CANDIDATES[0]): 50.0})
+    results = main.main(arguments(shapes, *CHOICE))
+    assert results["affinity"]["setting"] is None and {row["refine"] for row in results["rows"]} == {"none"}
+    assert "affinity_layer" not in results
+    assert "no refinement localizes better on val than the maps as they are" in capsys.readouterr().out
+
+
+def test_a_choice_needs_a_val_split(tmp_path, capsys):
+    root = write_dataset(tmp_path, "Shapes", splits=("train", "test"))
+    with pytest.raises(InputError, match="--affinity_choice val: .*Shapes has no val split; add one, or give --affin"):
+        main.main(arguments(root, *CHOICE))
+    assert not (root / "runs").exists()
+    flags = [
+        flag for flag in arguments(root, "--methods", "cam", "--bootstrap", "0") if flag not in ("--refine", "none")
+    ]
+    flags = [flag for flag in flags if flag not in ("--branch_choice", "given")]
+    results = main.main(flags)  # by default, both choices are given up
+    assert results["branch"]["setting"]["weights"] == "free" and "affinity" not in results
+    assert {row["refine"] for row in results["rows"]} == {"none", "affinity"}
+    printed = capsys.readouterr().out
+    assert "--branch_choice given, with the defaults of --branch_weights" in printed
+    assert "--affinity_choice given, with the defaults of --affinity_layer" in printed
+
+
+def test_the_choice_measures_what_the_settings_give(shapes):
+    """The figures of the choice are those that a run with the setting has on val: the same function, other names."""
+    program = arguments(shapes, *CHOICE, "--cam_curve_interval", "0.1")
+    results = main.main(program)
+    config = main.parse_args(program)
+    data = main.read_data(config, None)
+    model, _ = main.build_model(config, data, main.Checkpoint("eval", shapes / "runs/run/last_checkpoint.pth.tar"))
+    device = torch.device("cpu")
+    for candidate in results["affinity"]["candidates"][1:3]:
+        affinity = Affinity.from_record(candidate["setting"])
+        (figure,) = main.val_figures(
+            config, data, model.eval(), device, ["sigmoid_clamped"], refine=["affinity"], affinity=affinity
+        )
+        assert figure == pytest.approx(candidate["val"]["maxboxacc_v2"])

@@ -102,7 +102,9 @@ def test_one_epoch_reports_means_over_images():
     images = torch.randn(7, 3, 32, 32)
     objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
     frozen = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.0)
-    figures = training.train_one_epoch(dual, loader_of(images), objective, frozen, torch.device("cpu"))
+    figures = training.train_one_epoch(
+        training.on_images(dual), loader_of(images), objective, frozen, torch.device("cpu")
+    )
     labels = torch.arange(7) % 5
     output = dual(images)
     assert figures["loss"] == pytest.approx(objective(output, labels).item(), rel=1e-5)
@@ -115,7 +117,7 @@ def test_a_loss_that_explodes_is_said_so():
     optimizer = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.1)
     with pytest.raises(InputError, match="no longer finite .*smaller --lr"):
         training.train_one_epoch(
-            dual,
+            training.on_images(dual),
             loader_of(images),
             OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy"),
             optimizer,

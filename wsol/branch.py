@@ -12,21 +12,24 @@ class BranchSetting(NamedTuple):
     """How the sigmoid branch is trained.
 
     weights: "free", or "nonnegative": the weights of its last linear layer are kept at zero or above. c2_weight: lambda
-    in its loss, cross entropy + lambda c2; infinity is c2 alone. The default is the paper's (Dual-CAM, BMVC 2025).
+    in its loss, cross entropy + lambda c2 + mu object; infinity is c2 in place of cross entropy + lambda c2.
+    object_weight: mu, the weight of `object_loss` (wsol/losses.py). The default is the paper's (Dual-CAM, BMVC 2025).
     """
 
     weights: str = "free"
     c2_weight: float = math.inf
+    object_weight: float = 0.0
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BranchSetting:
-        """The setting of a `record`."""
-        return cls(record["weights"], float(record["lambda"]))
+        """The setting of a `record`; those written before there was an object loss do not name mu."""
+        return cls(record["weights"], float(record["lambda"]), record.get("mu", 0.0))
 
     @property
     def record(self) -> dict[str, Any]:
         """The setting in results.json and checkpoints. Infinity, which JSON lacks, is the text "inf"."""
-        return {"weights": self.weights, "lambda": "inf" if math.isinf(self.c2_weight) else self.c2_weight}
+        c2_weight = "inf" if math.isinf(self.c2_weight) else self.c2_weight
+        return {"weights": self.weights, "lambda": c2_weight, "mu": self.object_weight}
 
     @property
     def nonnegative(self) -> bool:
@@ -34,11 +37,13 @@ class BranchSetting(NamedTuple):
         return self.weights == "nonnegative"
 
     def __str__(self) -> str:
-        return f"{self.weights} lambda {self.c2_weight:g}"
+        return f"{self.weights} lambda {self.c2_weight:g} mu {self.object_weight:g}"
 
 
-# What `--branch_choice val` tries, in this order: the paper's recipe, then nonnegative weights with less and less c2.
+# What `--branch_choice val` tries, in this order: the paper's recipe; nonnegative weights with less and less c2; and
+# with more and more of the object loss.
 CANDIDATES = (
     BranchSetting(),
-    *(BranchSetting("nonnegative", c2_weight) for c2_weight in (math.inf, 0.3, 0.1, 0.03, 0.0)),
+    *(BranchSetting("nonnegative", c2_weight) for c2_weight in (math.inf, 0.1, 0.0)),
+    *(BranchSetting("nonnegative", 0.0, object_weight) for object_weight in (3.0, 10.0, 30.0)),
 )

@@ -43,14 +43,26 @@ class Output(NamedTuple):
     Attributes:
         logits: (B, K) of the softmax head.
         sigmoid_logits: (B, K) of the sigmoid branch; None without one.
+        regions: (B, 2, K) of the sigmoid branch on the object and on the background of each image; None unless it is
+            trained on them.
+        rivals: (B, K) of each of the classifier's `rivals`.
     """
 
     logits: Tensor
     sigmoid_logits: Tensor | None
+    regions: Tensor | None = None
+    rivals: Mapping[str, Tensor] = {}
+
+    def by_head(self) -> dict[str, Tensor]:
+        """Logits by the name of their head, see `Classifier.heads`."""
+        branch = {} if self.sigmoid_logits is None else {"sigmoid": self.sigmoid_logits}
+        return {"softmax": self.logits} | branch | dict(self.rivals)
 
     def detach(self) -> "Output":
-        """The same values without their autograd graph."""
-        return Output(self.logits.detach(), None if self.sigmoid_logits is None else self.sigmoid_logits.detach())
+        """The logits of all heads without their autograd graph."""
+        rivals = {name: logits.detach() for name, logits in self.rivals.items()}
+        branch = None if self.sigmoid_logits is None else self.sigmoid_logits.detach()
+        return Output(self.logits.detach(), branch, rivals=rivals)
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -219,6 +231,7 @@ class Classifier(nn.Module):
         self.fast = fast
         self.head_is_new = head_is_new
         self.trainable = set(PARTS)
+        self.rivals: dict[str, nn.Module] = {}  # further branches, to compare in one pass; not among the parameters
 
     @property
     def softmax_head(self) -> nn.Module:
@@ -251,8 +264,9 @@ class Classifier(nn.Module):
         return "trunk" not in self.trainable and not (self.neck_names and "neck" in self.trainable)
 
     def heads(self) -> dict[str, nn.Module]:
-        """The heads by name: "softmax" and, if there is a branch, "sigmoid"."""
-        return {"softmax": self.softmax_head} | ({"sigmoid": self.sigmoid_head} if self.sigmoid_head else {})
+        """The heads by name: "softmax", "sigmoid" if there is a branch, and its rivals."""
+        branch = {"sigmoid": self.sigmoid_head} if self.sigmoid_head else {}
+        return {"softmax": self.softmax_head} | branch | self.rivals
 
     def reset_head(self, num_classes: int) -> None:
         """Replace the softmax head's last linear layer by a new one for `num_classes` classes; see `randomize`."""
@@ -353,26 +367,28 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """images (B, 3, H, W), normalised → Output of logits (B, K)."""
-        branch = self.sigmoid_head
-        if branch is None:
+        _, *branches = self.heads().items()
+        if not branches:
             return Output(logits_of(self.network(images)), None)
 
-        # Networks may process their head's output further (pool, flatten). Passing both heads' outputs on as one batch
-        # of 2B takes the branch through the same steps, whatever they are, without a second forward pass.
-        def append_branch(_head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            return torch.cat([output, branch(inputs[0])])
+        # Networks may process their head's output further (pool, flatten). Passing all heads' outputs on as one batch
+        # takes the branch through the same steps, whatever they are, without a second forward pass.
+        def append_branches(_head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            return torch.cat([output, *(branch(inputs[0]) for _, branch in branches)])
 
-        handle = self.softmax_head.register_forward_hook(append_branch)
+        handle = self.softmax_head.register_forward_hook(append_branches)
         try:
-            both = logits_of(self.network(images))
+            together = logits_of(self.network(images))
         finally:
             handle.remove()
-        if both.shape[0] != 2 * images.shape[0]:
+        if together.shape[0] != (1 + len(branches)) * images.shape[0]:
             raise InputError(
                 f"the output of {type(self.network).__name__} does not follow from its head "
                 f"'{self.head_name}' image by image; name another: dualize(model, head='...')"
             )
-        return Output(*both.chunk(2))
+        logits, *others = together.split(images.shape[0])
+        rivals = {name: found for (name, _), found in zip(branches, others, strict=True)}
+        return Output(logits, rivals.pop("sigmoid", None), rivals=rivals)
 
     def head_input(self, images: Tensor) -> Tensor:
         """The head's input for these images, (B, D) if the head follows a pooling layer."""
@@ -388,17 +404,27 @@ class Classifier(nn.Module):
         """Both heads on features from `head_input`, for networks that end with their head."""
         return Output(self.softmax_head(features), None if self.sigmoid_head is None else self.sigmoid_head(features))
 
+    def classify_regions(self, pooled: Tensor) -> Tensor:
+        """The sigmoid branch on the mean features of regions, (B, R, D) → (B, R, K)."""
+        assert self.sigmoid_head is not None, "regions are for the sigmoid branch"
+        features = pooled.flatten(0, 1)
+        if isinstance(linear_layers(self.sigmoid_head)[0], nn.Conv2d):
+            features = features[:, :, None, None]
+        return self.sigmoid_head(features).flatten(1).unflatten(0, pooled.shape[:2])
+
     @torch.no_grad()
-    def check_image_size(self, side: int) -> None:
-        """InputError if the network does not take images of side x side; it is run on one."""
+    def check_image_size(self, side: int, setting: str = "") -> None:
+        """InputError if the network does not take images of side x side; it is run on one.
+
+        setting: what asks for that side, for the message; by default `--crop_size`.
+        """
         try:
             with eval_mode(self):
                 self(next(self.parameters()).new_zeros(1, 3, side, side))
         except (RuntimeError, AssertionError, ValueError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise InputError(
-                f"--crop_size {side}: {type(self.network).__name__} does not take such images ({reason})"
-            ) from None
+            asked = setting or f"--crop_size {side}"
+            raise InputError(f"{asked}: {type(self.network).__name__} does not take such images ({reason})") from None
 
     def set_trainable(self, parts: Iterable[str]) -> "Classifier":
         """Train only these of PARTS and freeze the others. Returns self."""

@@ -9,6 +9,7 @@ refinement of maps (wsol/cam/refinement.py). It takes one forward pass.
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from functools import lru_cache
@@ -23,7 +24,9 @@ from wsol.errors import InputError
 MOST_PREFIX_TOKENS = 8
 # In eval mode these return their input; the layer before them is the one to name.
 _PASSIVE = (nn.Dropout, nn.Dropout2d, nn.Identity)
-GUIDING_STRIDE = 16  # of the guiding layer with respect to the image
+# Places that every network has (`find_guiding_layer`): "target", "stride16", "stride16:last".
+_PLACE = re.compile(r"target|stride(\d+)(:last)?")
+GUIDING_PLACE = "stride16"
 
 
 class Layout(NamedTuple):
@@ -194,42 +197,55 @@ class _Step(NamedTuple):
     shape: tuple[int, int, int]  # (C, h, w)
 
 
-def find_guiding_layer(network: nn.Module, head: str, target: str, images: Tensor) -> str:
+def is_place(layer: object) -> bool:
+    """Whether it is a place that every network has, and no module: "target", "stride16", "stride16:last"."""
+    return isinstance(layer, str) and _PLACE.fullmatch(layer) is not None
+
+
+def find_guiding_layer(network: nn.Module, head: str, target: str, images: Tensor, place: str = GUIDING_PLACE) -> str:
     """Name of the layer whose activations guide the refinement of maps.
 
-    The rule: it is the last layer of the stage in which the network arrives at stride 16, if the target layer comes
-    after that stage, and otherwise (plain vision transformers) the middle one of the stage's blocks.
+    "stride16": the last layer of the stage in which the network arrives at stride 16, if the target layer comes after
+    that stage, and otherwise (plain vision transformers) the middle one of the stage's blocks. "stride16:last": the
+    last layer with stride 16 before the next stride. "target": the target layer.
 
-    A stage is made of the layers of one stride and one number of channels. So the layer is `blocks.3` of
-    EfficientNet-Lite0, `layer3` of a ResNet, and the sixth of a ViT's twelve blocks. In a network without stride 16 the
-    finest coarser stride takes its place; without that, it is the target layer.
+    A stage is made of the layers of one stride and one number of channels. So "stride16" is `blocks.3` of
+    EfficientNet-Lite0, `layer3` of a ResNet, and the sixth of a ViT's twelve blocks; "stride16:last" is `blocks.4`,
+    `layer3` and the target layer. In a network without the stride the next coarser one takes its place; without that,
+    it is the target layer.
 
     Args:
         network: runs once in eval mode, and is left as it was.
         head: dotted name of its classification head.
         target: dotted name of its target layer.
         images: (n, 3, H, W) that the network takes.
+        place: see `is_place`.
     """
+    match = _PLACE.fullmatch(place)
+    if match is None or match[1] is None:
+        return target
     steps = _run_through(network, head, images)
-    strides = [step.stride for step in steps if step.stride >= GUIDING_STRIDE]
+    strides = [step.stride for step in steps if step.stride >= int(match[1])]
     if not strides:
         return target
     stride = min(strides)
     arriving = [step for step in steps if 0 < step.stride_before < stride == step.stride]
     if not arriving:
         return target
+    # The first layers of the next stage may have this stage's stride and channels.
+    leaving = [step.name for step in steps if step.stride_before == stride < step.stride]
+    at_stride = [
+        step
+        for step in steps
+        if step.stride == stride and not any(step.name.startswith(f"{name}.") for name in leaving)
+    ]
+    if match[2]:
+        names = [step.name for step in at_stride]
+        return target if target in names else names[-1]
     # A container of several stages starts at a finer stride than its last stage. Outer modules end after their parts.
     coarsest = max(step.stride_before for step in arriving)
     arrival = [step for step in arriving if step.stride_before == coarsest][-1]
-    # The first layers of the next stage may have this stage's stride and channels.
-    leaving = [step.name for step in steps if step.stride_before == stride < step.stride]
-    stage = [
-        step
-        for step in steps
-        if step.stride == stride
-        and step.shape == arrival.shape
-        and not any(step.name.startswith(f"{name}.") for name in leaving)
-    ]
+    stage = [step for step in at_stride if step.shape == arrival.shape]
     if target not in (step.name for step in stage):
         return stage[-1].name
     return _middle_block(stage) or arrival.name

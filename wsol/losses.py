@@ -43,6 +43,21 @@ def class_balanced_bce(logits: Tensor, labels: Tensor) -> Tensor:
     return functional.binary_cross_entropy_with_logits(logits, one_hot, pos_weight=weight)
 
 
+def object_loss(regions: Tensor) -> Tensor:
+    """Every class's logit should be positive on an object and negative on the background, whatever the object is.
+
+    It is -1/K sum_k [log s(z_k of the object) + log(1 - s(z_k of the background))] with s(z) = 1 / (1 + exp(-z)), mean
+    over images. Classes are not told apart, so features that they share are judged by where they are.
+
+    Args:
+        regions: (N, 2, K), logits of the object and of the background.
+    """
+    from torch.nn import functional
+
+    of_object, of_background = regions.unbind(dim=1)
+    return functional.softplus(-of_object).mean() + functional.softplus(of_background).mean()
+
+
 LOSSES: dict[str, Loss] = {
     "cross_entropy": cross_entropy,
     "binary_cross_entropy": class_balanced_bce,
@@ -58,26 +73,30 @@ def branch_loss(c2: str, c2_weight: float) -> Loss:
     return lambda logits, labels: cross_entropy(logits, labels) + c2_weight * LOSSES[c2](logits, labels)
 
 
-def vanilla(c1: str, c2: str, c2_weight: float = math.inf) -> Objective:
+def vanilla(c1: str, c2: str, c2_weight: float = math.inf, object_weight: float = 0.0) -> Objective:
     """One head with the loss c1."""
     return lambda output, labels: LOSSES[c1](output.logits, labels)
 
 
-def one_branch(c1: str, c2: str, c2_weight: float = math.inf) -> Objective:
+def one_branch(c1: str, c2: str, c2_weight: float = math.inf, object_weight: float = 0.0) -> Objective:
     """One head with both losses, c1 + c2 on the same logits."""
     return lambda output, labels: LOSSES[c1](output.logits, labels) + LOSSES[c2](output.logits, labels)
 
 
-def two_branches(c1: str, c2: str, c2_weight: float = math.inf) -> Objective:
-    """c1 on the softmax head + `branch_loss` on the sigmoid branch. For a frozen softmax head, c1 is a constant."""
+def two_branches(c1: str, c2: str, c2_weight: float = math.inf, object_weight: float = 0.0) -> Objective:
+    """c1 on the softmax head + `branch_loss` and object_weight * `object_loss` on the sigmoid branch.
+
+    For a frozen softmax head, c1 is a constant. An output without `regions`, as of val images, has no object loss.
+    """
     sigmoid_loss = branch_loss(c2, c2_weight)
 
     def objective(output: Output, labels: Tensor) -> Tensor:
         assert output.sigmoid_logits is not None, "b2 trains a network with a sigmoid branch"
-        return LOSSES[c1](output.logits, labels) + sigmoid_loss(output.sigmoid_logits, labels)
+        loss = LOSSES[c1](output.logits, labels) + sigmoid_loss(output.sigmoid_logits, labels)
+        return loss if output.regions is None else loss + object_weight * object_loss(output.regions)
 
     return objective
 
 
-# --model_structure → objective(c1, c2, c2_weight); structures with one head ignore what they have no use for.
+# --model_structure → objective(c1, c2, c2_weight, object_weight); structures with one head ignore the weights.
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"vanilla": vanilla, "b1": one_branch, "b2": two_branches}

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, TensorDataset
 
+from wsol.cam.regions import Regions
 from wsol.classifier import Classifier, Output, eval_mode
 from wsol.device import to_device
 from wsol.errors import InputError
@@ -77,7 +78,7 @@ def make_optimizer(
 
 
 def train_one_epoch(
-    forward: Callable[[Tensor], Output],
+    forward: Callable[..., Output],
     loader: DataLoader,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
@@ -85,9 +86,10 @@ def train_one_epoch(
     title: str = "",
     after_step: Callable[[], None] | None = None,
 ) -> dict[str, float]:
-    """One pass over a loader of (inputs, labels, indices).
+    """One pass over a loader of (inputs, labels, indices); there may be several inputs.
 
     Args:
+        forward: (*inputs, labels) → the output of the network or of its heads.
         title: of the progress bar, and for error messages.
         after_step: called after each optimizer step, for example to project the weights.
 
@@ -100,9 +102,9 @@ def train_one_epoch(
     loss_sum = torch.zeros((), dtype=torch.float64, device=device)
     num_correct = torch.zeros((), dtype=torch.int64, device=device)
     num_images = 0
-    for inputs, labels, _ in progress(loader, title):
-        inputs, labels = to_device(inputs, device), labels.to(device)
-        output = forward(inputs)
+    for *inputs, labels, _ in progress(loader, title):
+        labels = labels.to(device)
+        output = forward(*(to_device(part, device) for part in inputs), labels)
         loss = objective(output, labels)
         optimizer.zero_grad()
         loss.backward()
@@ -128,26 +130,36 @@ def features_can_be_cached(model: Classifier, dataset: Any) -> bool:
 
 
 @torch.no_grad()
-def cache_features(model: Classifier, loader: DataLoader, device: torch.device) -> TensorDataset | None:
+def cache_features(
+    model: Classifier, loader: DataLoader, device: torch.device, regions: Regions | None = None
+) -> TensorDataset | None:
     """The head's input for every image of a loader, in the order of the data set, as (features, label, index).
 
     None if the logits are not simply the head's output (a layer follows the head), or if the features would take more
     than FEATURE_CACHE_BYTES of memory.
+
+    Args:
+        regions: the mean features of object and background are cached, too: (features, pooled, label, index).
     """
-    features: list[Tensor] = []
+    features: list[tuple[Tensor, ...]] = []
     labels: list[Tensor] = []
     num_images = len(loader.dataset)  # type: ignore[arg-type]  # all our data sets have a length
     with eval_mode(model):
         for images, batch_labels, _ in progress(loader, "features"):
             images = to_device(images, device)
-            batch = model.head_input(images)
+            parts = (model.head_input(images),) if regions is None else regions(images, batch_labels.to(device))
             if not features:
-                size = batch[0].numel() * batch.element_size() * num_images
-                if size > FEATURE_CACHE_BYTES or not torch.equal(model.classify(batch).logits, model(images).logits):
+                size = sum(part[0].numel() * part.element_size() for part in parts) * num_images
+                if size > FEATURE_CACHE_BYTES or not ends_with_head(model, images, parts[0]):
                     return None
-            features.append(batch.cpu())
+            features.append(tuple(part.cpu() for part in parts))
             labels.append(batch_labels)
-    return TensorDataset(torch.cat(features), torch.cat(labels), torch.arange(num_images))
+    return TensorDataset(*map(torch.cat, zip(*features, strict=True)), torch.cat(labels), torch.arange(num_images))
+
+
+def ends_with_head(model: Classifier, images: Tensor, head_input: Tensor) -> bool:
+    """Whether the logits are the head's output as it is."""
+    return torch.equal(model.classify(head_input).logits, model(images).logits)
 
 
 class Epoch(NamedTuple):
@@ -183,8 +195,9 @@ class Trainer:
     ):
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
-        self._features: TensorDataset | None = None  # shared by all stages that leave trunk and neck unchanged
-        self._features_tried = False
+        # Shared by all stages that leave trunk and neck unchanged.
+        self._features: TensorDataset | None = None
+        self._features_tried = self._features_have_regions = False
         self._seconds_before = 0.0  # spent in `caches_features`; they count for the epoch that follows
 
     def fit(
@@ -197,6 +210,7 @@ class Trainer:
         lr: float,
         resumed: dict[str, Any] | None = None,
         after_step: Callable[[], None] | None = None,
+        regions: Regions | None = None,
     ) -> Iterator[Epoch]:
         """Train up to epoch `epochs`, yielding after each epoch.
 
@@ -205,6 +219,8 @@ class Trainer:
             lr: the trunk's learning rate in the first epochs.
             resumed: the checkpoint to continue from ("epoch", "optimizer"); its epochs count.
             after_step: see `train_one_epoch`.
+            regions: gives the output its `regions`, the branch's logits of object and background. For a model with
+                frozen trunk.
         """
         model.to(self.device)
         done = 0 if resumed is None else resumed["epoch"]
@@ -219,7 +235,7 @@ class Trainer:
         # LambdaLR counts finished epochs.
         schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
         start, self._seconds_before = time.perf_counter() - self._seconds_before, 0.0
-        forward, loader = self._inputs(model)
+        forward, loader = self._inputs(model, regions)
         for number in range(done + 1, epochs + 1):
             moment = (zlib.crc32(stage.encode()), number)
             seed_everything(self.seed, *moment)
@@ -233,22 +249,52 @@ class Trainer:
             start = time.perf_counter()
             schedule.step()
 
-    def caches_features(self, model: Classifier) -> bool:
+    def caches_features(self, model: Classifier, regions: Regions | None = None) -> bool:
         """Whether training runs the heads on features that are computed once; computes them now if they are missing."""
         start = time.perf_counter()
-        self._inputs(model.to(self.device))
+        self._inputs(model.to(self.device), regions)
         self._seconds_before += time.perf_counter() - start
         return self._features is not None
 
-    def _inputs(self, model: Classifier) -> tuple[Callable[[Tensor], Output], DataLoader]:
+    def _inputs(self, model: Classifier, regions: Regions | None = None) -> tuple[Callable[..., Output], DataLoader]:
         """What to run on which batches: the heads on cached features if possible, otherwise the network on images."""
         if not features_can_be_cached(model, self.loader.dataset):
             # Features cached before this stage belong to a trunk or neck that it may change.
             self._features, self._features_tried = None, False
-            return model, self.loader
-        if not self._features_tried:
+            return on_images(model, regions), self.loader
+        if not self._features_tried or (regions is not None and not self._features_have_regions):
             in_order = DataLoader(self.loader.dataset, self.loader.batch_size, num_workers=self.loader.num_workers)
-            self._features, self._features_tried = cache_features(model, in_order, self.device), True
+            self._features = cache_features(model, in_order, self.device, regions)
+            self._features_tried, self._features_have_regions = True, regions is not None
         if self._features is None:
-            return model, self.loader
-        return model.classify, DataLoader(self._features, self.loader.batch_size, sampler=self.loader.sampler)
+            return on_images(model, regions), self.loader
+        loader = DataLoader(self._features, self.loader.batch_size, sampler=self.loader.sampler)
+        return on_features(model, regions is not None), loader
+
+
+def on_features(model: Classifier, with_regions: bool) -> Callable[..., Output]:
+    """A step's forward pass on cached features: (features, labels), or (features, pooled, labels), → Output."""
+
+    def forward(features: Tensor, *pooled_and_labels: Tensor) -> Output:
+        output = model.classify(features)
+        return output._replace(regions=model.classify_regions(pooled_and_labels[0])) if with_regions else output
+
+    return forward
+
+
+def on_images(model: Classifier, regions: Regions | None = None) -> Callable[[Tensor, Tensor], Output]:
+    """A step's forward pass on images: (images, labels) → Output. With regions, the trunk runs without autograd."""
+    heads_alone: bool | None = None
+
+    def forward(images: Tensor, labels: Tensor) -> Output:
+        nonlocal heads_alone
+        if regions is None:
+            return model(images)
+        head_input, pooled = regions(images, labels)
+        if heads_alone is None:
+            with torch.no_grad(), eval_mode(model):
+                heads_alone = ends_with_head(model, images, head_input)
+        output = model.classify(head_input) if heads_alone else model(images)
+        return output._replace(regions=model.classify_regions(pooled))
+
+    return forward

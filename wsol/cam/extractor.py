@@ -1,21 +1,40 @@
 """CamExtractor: one forward pass for all methods and both heads."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wsol.cam.affinity import DEFAULT_AFFINITY, Affinity
 from wsol.cam.cost import Meter
 from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.cam.refinement import refine_by_affinity, resize_maps
 from wsol.cam.registry import PERTURB_BATCH, cam_options, get_method
-from wsol.cam.variant import AFFINITY_CENTRED, AFFINITY_POWER, AFFINITY_STEPS, NO_HEAD, Variant, variants
+from wsol.cam.variant import AFFINITY, NO_HEAD, Variant, variants
+from wsol.cam.views import PLAIN, add_views, make_views
 from wsol.classifier import Classifier, Output, eval_mode, find_head, module_name
 from wsol.errors import InputError, nearest
-from wsol.layout import Layout, find_guiding_layer, find_layers, find_layout
+from wsol.layout import Layout, find_guiding_layer, find_layers, find_layout, is_place
+
+
+class _Recorded(NamedTuple):
+    """A forward pass.
+
+    output: logits, which depend on the activations. activations: of the target layer and of the pooled layer, from
+    which autograd records, in their own layout. layouts: of these. guides: guiding layer → its activations
+    (B, C, h, w).
+    """
+
+    output: Output
+    activations: dict[nn.Module, Tensor]
+    layouts: dict[nn.Module, Layout]
+    guides: dict[str, Tensor]
 
 
 class CamExtractor:
@@ -36,22 +55,27 @@ class CamExtractor:
         target_layer: the layer whose output is A, as a module of the network or by its dotted name. The output is
             (B, C, h, w), (B, h, w, C) or tokens (B, P + N, C), see wsol/layout.py. None: a Classifier may know its own,
             and the layer that its head pools, which `cam` reads; otherwise both are found from the first images.
-        heads: of HEADS. If given, the keys of the maps are Variants such as Variant("gradcam", "sigmoid", True). None:
-            maps of the softmax head, unclamped, and the keys are the methods' names.
+        heads: of HEADS, or a name that the model's `heads()` has, with or without "_clamped". If given, the keys of the
+            maps are Variants such as Variant("gradcam", "sigmoid", True). None: maps of the softmax head, unclamped,
+            and the keys are the methods' names.
         refine: of REFINEMENTS. "affinity" adds a refined map for each other one, at the resolution of the guiding layer
             (wsol/cam/refinement.py), whose activations are those of the same forward pass. If given, the keys of the
             maps are Variants.
-        affinity_layer: the guiding layer, as a module of the network or by its dotted name. None: it is found from the
-            first images (`find_guiding_layer` in wsol/layout.py).
-        affinity_power, affinity_steps, affinity_centred: settings of the refinement.
+        refined_methods: the methods that `refine` applies to; None: all. The others' maps are not refined.
+        affinity: the refinement's settings; or several, each under a name that `refine` and the Variants then have.
+        scales, flip: views of each image: it is scaled by each number, and with `flip` also mirrored left to right. The
+            raw maps of all views are brought to the size of the largest one and added (wsol/cam/views.py). Gradients at
+            one of P places are multiplied by P over that of the image itself first: behind a mean over the places they
+            would otherwise count the less, the larger the view. Logits and predictions are those of the image itself.
         perturb_batch: number of perturbed inputs in one forward pass (scorecam, ablationcam; images in fullgrad).
         meter: adds up what the forward pass, each method and the refinement ("affinity") cost. On CUDA, measuring waits
             for the device.
         options: hyperparameters of methods (`Option` in wsol/cam/registry.py), such as alpha=0.6 for finercam.
 
     Attributes:
-        output: the Output (logits of both heads) of the last call.
-        affinity_layer_name: dotted name of the guiding layer; None until it is known, and without refinement.
+        output: the Output (logits of all heads) of the last call.
+        activations: method → activations (B, C, h, w) of the layer that it reads, in the last call.
+        guiding_layers: refinement → dotted name of its guiding layer; empty until the first images have come.
     """
 
     def __init__(
@@ -62,27 +86,28 @@ class CamExtractor:
         heads: Sequence[str] | None = None,
         *,
         refine: Sequence[str] = ("none",),
-        affinity_layer: nn.Module | str | None = None,
-        affinity_power: float = AFFINITY_POWER,
-        affinity_steps: int = AFFINITY_STEPS,
-        affinity_centred: bool = AFFINITY_CENTRED,
+        refined_methods: Sequence[str] | None = None,
+        affinity: Affinity | Mapping[str, Affinity] = DEFAULT_AFFINITY,
+        scales: Sequence[float] = (1.0,),
+        flip: bool = False,
         perturb_batch: int = PERTURB_BATCH,
         meter: Meter | None = None,
         **options: float,
     ):
         if perturb_batch < 1:
             raise InputError(f"perturb_batch must be at least 1, got {perturb_batch}")
-        if not affinity_power > 0:
-            raise InputError(f"affinity_power must be above 0, got {affinity_power}")
-        if affinity_steps < 1:
-            raise InputError(f"affinity_steps must be at least 1, got {affinity_steps}")
+        affinities = {AFFINITY: affinity} if isinstance(affinity, Affinity) else dict(affinity)
+        for settings in affinities.values():
+            settings.check()
         for name in options:
             if name not in cam_options():
                 raise InputError(f"no CAM method has an option '{name}'{nearest(name, cam_options())}")
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
         self.methods = [methods] if isinstance(methods, str) else list(methods)
         refine = [refine] if isinstance(refine, str) else list(refine)
-        self.variants = variants(self.methods, heads or ["softmax"], refine)
+        self.variants = variants(
+            self.methods, heads or ["softmax"], refine, self.model.heads(), affinities, refined_methods
+        )
         missing = {variant.head for variant in self.variants} - {*self.model.heads(), NO_HEAD}
         if missing:
             raise InputError(
@@ -90,11 +115,12 @@ class CamExtractor:
             )
         self.perturb_batch, self.options = perturb_batch, options
         self.output: Output | None = None
-        self.affinity_layer_name: str | None = None
-        self.affinity_power, self.affinity_steps = affinity_power, affinity_steps
-        self.affinity_centred = affinity_centred
-        self._refines = any(variant.refined for variant in self.variants)
-        self._keys_are_variants = heads is not None or self._refines
+        self.activations: dict[str, Tensor] = {}
+        refinements = {variant.refine for variant in self.variants if variant.refined}
+        self.affinities = {name: settings for name, settings in affinities.items() if name in refinements}
+        self.guiding_layers: dict[str, str] = {}
+        self._keys_are_variants = heads is not None or bool(refinements)
+        self._views_of_images = make_views(scales, flip)
         self._meter = meter
         self._former_modes: ExitStack | None = None  # None outside the with block
         self._target_name = ""
@@ -104,8 +130,9 @@ class CamExtractor:
             self._choose_layers(layer, layer)
         elif self.model.target_layer_name and self.model.pooled_layer_name:
             self._choose_layers(self.model.target_layer_name, self.model.pooled_layer_name)
-        if self._refines and affinity_layer is not None:
-            self.affinity_layer_name = module_name(self.model.network, affinity_layer, "affinity layer")
+        for settings in self.affinities.values():
+            if not is_place(settings.layer):
+                module_name(self.model.network, settings.layer, "affinity layer")  # an InputError now, not later
 
     def __enter__(self) -> "CamExtractor":
         self._former_modes = ExitStack()
@@ -137,18 +164,40 @@ class CamExtractor:
             torch.enable_grad(),
             self._differentiable_attention(),
         ):
-            if not self._layer_of:
-                noise = torch.randn_like(images[:1])
-                self._choose_layers(*find_layers(self.model.network, self.model.head_name, noise))
-            if self._refines and self.affinity_layer_name is None:
-                self.affinity_layer_name = find_guiding_layer(
-                    self.model.network, self.model.head_name, self._target_name, images[:1]
-                )
+            self._find_layers(images)
             with self._measured("forward", images.device):
-                output, activations, guide = self._forward(images)
-            views = self._views(images, output, activations, self._check_classes(class_ids, output.logits))
-            self.output = output.detach()
-            return self._maps(views, guide)
+                plain = self._forward(images)
+            class_ids = self._check_classes(class_ids, plain.output.logits)
+            self.output = plain.output.detach()
+            self.activations = {
+                method: plain.layouts[layer].to_maps(plain.activations[layer].detach())
+                for method, layer in self._layer_of.items()
+            }
+            maps = []
+            for view in self._views_of_images:
+                if view == PLAIN:
+                    maps.append(self._maps(plain, images, class_ids))
+                    continue
+                seen = view.of(images)
+                with self._measured("views", images.device):
+                    recorded = self._forward(seen)
+                found = self._maps(recorded, seen, class_ids, plain)
+                maps.append({key: view.undo(values) for key, values in found.items()})
+            return maps[0] if len(maps) == 1 else add_views(maps)
+
+    def _find_layers(self, images: Tensor) -> None:
+        """Find what was not named, from the first images."""
+        network = self.model.network
+        if not self._layer_of:
+            self._choose_layers(*find_layers(network, self.model.head_name, torch.randn_like(images[:1])))
+        for name, settings in self.affinities.items():
+            if name not in self.guiding_layers:
+                layer = settings.layer
+                self.guiding_layers[name] = (
+                    find_guiding_layer(network, self.model.head_name, self._target_name, images[:1], str(layer))
+                    if is_place(layer)
+                    else module_name(network, layer, "affinity layer")
+                )
 
     def _choose_layers(self, target: str, pooled: str) -> None:
         self._target_name = target
@@ -157,39 +206,39 @@ class CamExtractor:
             for method in self.methods
         }
 
-    def _forward(self, images: Tensor) -> tuple[Output, dict[nn.Module, Tensor], Tensor | None]:
-        """Run the network.
-
-        Returns its output, the activations of its chosen layers, from which autograd records, and where maps are
-        refined those of the guiding layer, (B, C, h, w).
-        """
+    def _forward(self, images: Tensor) -> _Recorded:
+        """Run the network."""
         activations: dict[nn.Module, Tensor] = {}
-        guide: Tensor | None = None
+        layouts: dict[nn.Module, Layout] = {}
+        guides: dict[str, Tensor] = {}
 
         def record(layer: nn.Module, _inputs: tuple, output: Tensor) -> Tensor:
-            self._layout(layer, output, images, "target layer")
+            layouts[layer] = self._layout(layer, output, images, "target layer")
             torch.set_grad_enabled(True)  # undone by the no_grad block around the forward pass
             if not output.requires_grad:  # true of the first of the layers only
                 output = output.detach().requires_grad_()
             activations[layer] = output
             return output.clone()  # a later layer may work in place
 
-        def record_guide(layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            nonlocal guide
+        def record_guide(name: str, layer: nn.Module, _inputs: tuple, output: Tensor) -> None:
             layout = self._layout(layer, output, images, "affinity layer")
-            guide = layout.to_maps(output.detach().clone())  # a later layer may work in place
+            guides[name] = layout.to_maps(output.detach().clone())  # a later layer may work in place
 
         with ExitStack() as hooks:
             for layer in dict.fromkeys(self._layer_of.values()):
                 hooks.callback(layer.register_forward_hook(record).remove)
-            if self.affinity_layer_name is not None:
-                layer = self.model.network.get_submodule(self.affinity_layer_name)
-                hooks.callback(layer.register_forward_hook(record_guide).remove)
+            for name in dict.fromkeys(self.guiding_layers.values()):
+                layer = self.model.network.get_submodule(name)
+                hooks.callback(layer.register_forward_hook(partial(record_guide, name)).remove)
             with torch.no_grad():
                 output = self.model(images)
-        if self._refines and guide is None:
-            raise InputError(f"the forward pass never reached the affinity layer {self.affinity_layer_name}")
-        return output, activations, guide
+        for layer in dict.fromkeys(self._layer_of.values()):
+            if layer not in activations:
+                raise InputError(f"the forward pass never reached the target layer {type(layer).__name__}")
+        for name in self.guiding_layers.values():
+            if name not in guides:
+                raise InputError(f"the forward pass never reached the affinity layer {name}")
+        return _Recorded(output, activations, layouts, guides)
 
     def _layout(self, layer: nn.Module, output: object, images: Tensor, role: str) -> Layout:
         """Where the places and channels of a layer's output are, or an InputError that names the layer's role."""
@@ -211,22 +260,19 @@ class CamExtractor:
         with sdpa_kernel(SDPBackend.MATH) if twice else nullcontext():
             yield
 
-    def _views(
-        self, images: Tensor, output: Output, activations: dict[nn.Module, Tensor], class_ids: Tensor
+    def _heads_views(
+        self, recorded: _Recorded, images: Tensor, class_ids: Tensor
     ) -> dict[tuple[nn.Module, str], HeadView]:
         """Each head's view of each recorded layer."""
         views = {}
-        for layer in dict.fromkeys(self._layer_of.values()):
-            if layer not in activations:
-                raise InputError(f"the forward pass never reached the target layer {type(layer).__name__}")
-            layout = self._layout(layer, activations[layer], images, "target layer")
+        for layer, activations in recorded.activations.items():
             shared = ForwardPass(
                 self.model,
                 images,
                 layer,
-                activations[layer],
-                layout,
-                output,
+                activations,
+                recorded.layouts[layer],
+                recorded.output,
                 class_ids,
                 perturb_batch=self.perturb_batch,
                 options=self.options,
@@ -250,12 +296,20 @@ class CamExtractor:
             )
         return class_ids
 
-    def _maps(self, views: dict[tuple[nn.Module, str], HeadView], guide: Tensor | None) -> dict[Variant | str, Tensor]:
-        """The maps of all variants; guide: (B, C, h, w), activations of the guiding layer."""
+    def _maps(
+        self, recorded: _Recorded, images: Tensor, class_ids: Tensor, plain: _Recorded | None = None
+    ) -> dict[Variant | str, Tensor]:
+        """The maps of all variants.
+
+        Args:
+            plain: of the images themselves, if `images` are another view of them.
+        """
+        views = self._heads_views(recorded, images, class_ids)
         results: dict[tuple[str, str], Tensor] = {}  # of the formulas, shared by clamped and unclamped variants
         raw: dict[Variant, Tensor] = {}
         for variant in dict.fromkeys(variant._replace(refine="none") for variant in self.variants):
-            method, view = get_method(variant.method), views[self._layer_of[variant.method], variant.head]
+            method, layer = get_method(variant.method), self._layer_of[variant.method]
+            view = views[layer, variant.head]
             with self._measured(variant.method, view.activations.device):
                 if (variant.method, variant.head) not in results:
                     results[variant.method, variant.head] = method(view).detach()
@@ -263,19 +317,26 @@ class CamExtractor:
                 if method.weights:
                     weights = result.clamp(min=0) if variant.clamped else result
                     result = torch.einsum("bc,bchw->bhw", weights, view.activations)
+                if plain is not None and method.per_place:
+                    result = result * (math.prod(recorded.layouts[layer].grid) / math.prod(plain.layouts[layer].grid))
                 raw[variant] = result
-        if guide is not None:
-            with self._measured("affinity", guide.device):
-                raw |= self._refined(raw, guide)
-        return {variant if self._keys_are_variants else variant.method: raw[variant] for variant in self.variants}
+        maps = dict(raw)
+        for name, settings in self.affinities.items():
+            guide = recorded.guides[self.guiding_layers[name]]
+            with self._measured(AFFINITY, guide.device):
+                maps |= self._refined(raw, guide, name, settings)
+        return {variant if self._keys_are_variants else variant.method: maps[variant] for variant in self.variants}
 
-    def _refined(self, raw: dict[Variant, Tensor], guide: Tensor) -> dict[Variant, Tensor]:
-        """The refined form of each raw map. All maps of an image share its affinities."""
+    def _refined(
+        self, raw: dict[Variant, Tensor], guide: Tensor, name: str, settings: Affinity
+    ) -> dict[Variant, Tensor]:
+        """The refined form of each raw map. All maps of an image share its affinities; guide: (B, C, h, w)."""
+        wanted = [variant for variant in raw if variant._replace(refine=name) in self.variants]
         size = (guide.shape[-2], guide.shape[-1])
-        maps = torch.stack([resize_maps(maps[:, None], size)[:, 0] for maps in raw.values()], dim=1)  # (B, V, h, w)
-        refined = refine_by_affinity(
-            maps, guide, power=self.affinity_power, steps=self.affinity_steps, centred=self.affinity_centred
+        maps = torch.stack([resize_maps(raw[variant][:, None], size)[:, 0] for variant in wanted], dim=1)
+        refined = refine_by_affinity(  # (B, V, h, w)
+            maps, guide, power=settings.power, steps=settings.steps, centred=settings.centred
         )
         return {
-            variant._replace(refine="affinity"): maps for variant, maps in zip(raw, refined.unbind(dim=1), strict=True)
+            variant._replace(refine=name): maps for variant, maps in zip(wanted, refined.unbind(dim=1), strict=True)
         }

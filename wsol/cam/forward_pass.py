@@ -42,7 +42,7 @@ class ForwardPass:
         options: Mapping[str, float] | None = None,
     ):
         self.model, self.images, self.layer, self.leaf, self.layout = model, images, layer, leaf, layout
-        self.logits, self.class_ids = logits_by_head(output), class_ids
+        self.logits, self.class_ids = output.by_head(), class_ids
         self.perturb_batch = perturb_batch
         self.options = {name: option.default for name, option in cam_options().items()} | dict(options or {})
         self.activations = self.to_maps(leaf.detach())
@@ -58,11 +58,6 @@ class ForwardPass:
         if compute not in self._computed:
             self._computed[compute] = compute(self)
         return self._computed[compute]
-
-
-def logits_by_head(output: Output) -> dict[str, Tensor]:
-    """Logits by the name of their head."""
-    return {"softmax": output.logits} | ({} if output.sigmoid_logits is None else {"sigmoid": output.sigmoid_logits})
 
 
 class HeadView:

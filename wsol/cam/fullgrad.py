@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wsol.cam.forward_pass import ForwardPass, HeadView, logits_by_head
+from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.layout import find_layout
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -61,7 +61,7 @@ def _full_gradients_of(shared: ForwardPass, images: Tensor, class_ids: Tensor) -
         else:
             handles.append(layer.register_forward_hook(lambda layer, _inputs, output: record(layer, output)))
     try:
-        logits = logits_by_head(shared.model(images))
+        logits = shared.model(images).by_head()
     finally:
         for handle in handles:
             handle.remove()

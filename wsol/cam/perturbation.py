@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsol.cam.forward_pass import ForwardPass, HeadView, logits_by_head
+from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.cam.replay import Replay
 
 
@@ -49,7 +49,7 @@ def _chunks(chosen: Tensor, size: int) -> list[Tensor]:
 
 @torch.no_grad()
 def _forward(shared: ForwardPass, images: Tensor) -> dict[str, Tensor]:
-    return logits_by_head(shared.model(images))
+    return shared.model(images).by_head()
 
 
 def ablationcam(view: HeadView) -> Tensor:
@@ -74,6 +74,6 @@ def ablated_scores(shared: ForwardPass) -> dict[str, Tensor]:
             for chunk in _chunks(alive[b], shared.perturb_batch):
                 ablated = leaf[b : b + 1].expand(len(chunk), *leaf.shape[1:]).clone()
                 ablated.movedim(dim, 1)[torch.arange(len(chunk), device=chunk.device), chunk] = 0
-                for head, logits in logits_by_head(replay(ablated, b)).items():
+                for head, logits in replay(ablated, b).by_head().items():
                     scores[head][b, chunk] = logits[:, class_id]
     return scores

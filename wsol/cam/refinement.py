@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wsol.cam.variant import AFFINITY_CENTRED, AFFINITY_POWER, AFFINITY_STEPS
+from wsol.cam.affinity import DEFAULT_AFFINITY
 
 MOST_BYTES = 2**26  # 64 MiB: of the affinities that exist at a time, 4096 x 4096 in float32
 
@@ -19,9 +19,9 @@ def refine_by_affinity(
     maps: Tensor,
     features: Tensor,
     *,
-    power: float = AFFINITY_POWER,
-    steps: int = AFFINITY_STEPS,
-    centred: bool = AFFINITY_CENTRED,
+    power: float = DEFAULT_AFFINITY.power,
+    steps: int = DEFAULT_AFFINITY.steps,
+    centred: bool = DEFAULT_AFFINITY.centred,
     most_bytes: int = MOST_BYTES,
 ) -> Tensor:
     """map' = A^steps map, with A = relu(F'F)^power elementwise, and each row divided by its sum.

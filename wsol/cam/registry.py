@@ -6,7 +6,7 @@ entry here. The formula returns a weight for each channel, (B, C), or the finish
     def gradcam(view: HeadView) -> Tensor:
         return view.gradients.mean(dim=(2, 3))
 
-    CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True)
+    CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True, per_place=True)
 
 Everything else (hooks, the forward pass, gradients, clamping, the weighted sum) is written once, in
 wsol/cam/extractor.py. Formulas are imported when first used, so the names can be listed without importing torch.
@@ -54,6 +54,8 @@ class CamMethod:
         rectify, interpolation: how a raw map becomes a score map (wsol/cam/scoremap.py): cut negative values before
             resizing, and how to resize.
         headless: sees activations only, so all heads share one map.
+        per_place: its maps are proportional to gradients at single places. Behind a mean over P places these are 1/P of
+            the head's weights, which counts where maps of several views of an image are added.
         second_order: differentiates twice, which attention's fused kernels do not support.
         options: the method's hyperparameters.
     """
@@ -65,6 +67,7 @@ class CamMethod:
     rectify: bool = True
     interpolation: str = "bilinear"
     headless: bool = False
+    per_place: bool = False
     second_order: bool = False
     options: tuple[Option, ...] = ()
 
@@ -82,18 +85,19 @@ CAM_METHODS: dict[str, CamMethod] = {
         CamMethod("kpcacam", "wsol.cam.activation:kpcacam", weights=False, headless=True),
         CamMethod("fem", "wsol.cam.activation:fem", weights=True, headless=True),
         CamMethod("fullgrad", "wsol.cam.fullgrad:fullgrad", weights=False),
-        CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True),
+        CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True, per_place=True),
         CamMethod("gradcam++", "wsol.cam.gradient:gradcam_plus_plus", weights=True),
-        CamMethod("xgradcam", "wsol.cam.gradient:xgradcam", weights=True),
-        CamMethod("layercam", "wsol.cam.gradient:layercam", weights=False),
-        CamMethod("hirescam", "wsol.cam.gradient:hirescam", weights=False),
-        CamMethod("gradcamelementwise", "wsol.cam.gradient:gradcam_elementwise", weights=False),
-        CamMethod("eigengradcam", "wsol.cam.gradient:eigengradcam", weights=False),
-        CamMethod("shapleycam", "wsol.cam.gradient:shapleycam", weights=True, second_order=True),
+        CamMethod("xgradcam", "wsol.cam.gradient:xgradcam", weights=True, per_place=True),
+        CamMethod("layercam", "wsol.cam.gradient:layercam", weights=False, per_place=True),
+        CamMethod("hirescam", "wsol.cam.gradient:hirescam", weights=False, per_place=True),
+        CamMethod("gradcamelementwise", "wsol.cam.gradient:gradcam_elementwise", weights=False, per_place=True),
+        CamMethod("eigengradcam", "wsol.cam.gradient:eigengradcam", weights=False, per_place=True),
+        CamMethod("shapleycam", "wsol.cam.gradient:shapleycam", weights=True, per_place=True, second_order=True),
         CamMethod(
             "finercam",
             "wsol.cam.gradient:finercam",
             weights=True,
+            per_place=True,
             options=(Option("alpha", 0.6, "finercam: strength of the comparison with the nearest classes"),),
         ),
         CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True),

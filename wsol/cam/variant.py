@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from wsol.cam.registry import get_method
@@ -14,9 +14,8 @@ HEADS = ("softmax", "softmax_clamped", "sigmoid", "sigmoid_clamped")
 NO_HEAD = "none"  # the head of methods that see activations only
 _CLAMPED = "_clamped"
 # Values of `--refine`: maps as they are, or spread over similar places (wsol/cam/refinement.py).
-REFINEMENTS = ("none", "affinity")
-# Defaults of the refinement's settings.
-AFFINITY_POWER, AFFINITY_STEPS, AFFINITY_CENTRED = 2.0, 1, True
+AFFINITY = "affinity"
+REFINEMENTS = ("none", AFFINITY)
 
 
 class Variant(NamedTuple):
@@ -92,21 +91,34 @@ class Variant(NamedTuple):
         return f"{self.method}_{self.head_option}" + (f"_{self.refine}" if self.refined else "")
 
 
-def variants(methods: Iterable[str], heads: Iterable[str], refine: Iterable[str] = ("none",)) -> list[Variant]:
+def variants(
+    methods: Iterable[str],
+    heads: Iterable[str],
+    refine: Iterable[str] = ("none",),
+    further_heads: Iterable[str] = (),
+    further_refinements: Iterable[str] = (),
+    refined_methods: Collection[str] | None = None,
+) -> list[Variant]:
     """The variants that exist for these methods, heads (of HEADS) and refinements (of REFINEMENTS).
+
+    A network may have further heads, and an extractor further refinements, under names of their own. Other methods than
+    `refined_methods` (None: all of them) have unrefined variants only, of any `refine`.
 
     Each comes once: method by method, those of the first refinement before those of the second.
     A method without channel weights has nothing to clamp: for a clamped head it gives the head's plain variant. A
     method that sees no head has one variant, and a refined one.
     """
     heads, refine = list(heads), list(refine)
-    for what, names, known in (("head", heads, HEADS), ("refinement", refine, REFINEMENTS)):
+    known_heads = dict.fromkeys([*HEADS, *(head + end for head in further_heads for end in ("", _CLAMPED))])
+    known_refinements = dict.fromkeys([*REFINEMENTS, *further_refinements])
+    for what, names, known in (("head", heads, known_heads), ("refinement", refine, known_refinements)):
         for name in names:
             if name not in known:
                 raise InputError(f"unknown {what} '{name}'{nearest(name, known)} (known: {', '.join(known)})")
     existing: dict[Variant, None] = {}  # a dict keeps their order
     for method in map(get_method, methods):
-        for refinement, head in itertools.product(refine, heads):
+        refined = refined_methods is None or method.name in refined_methods
+        for refinement, head in itertools.product(refine if refined else ["none"], heads):
             variant = Variant.of(method.name, head, refinement)
             if method.headless:
                 variant = Variant(method.name, refine=refinement)

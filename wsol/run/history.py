@@ -30,16 +30,17 @@ class EpochLog:
 
     def train(self, epoch: Epoch) -> None:
         """Note the training figures of an epoch."""
-        self._note(epoch.number, "train", epoch.figures | {"lr": epoch.lr, "seconds": epoch.seconds})
+        self.note(epoch.number, "train", epoch.figures | {"lr": epoch.lr, "seconds": epoch.seconds})
 
     def val(self, epoch: Epoch, model: Classifier, validate: Validate) -> dict[str, float]:
         """Measure the val split after an epoch, note its figures, and return them."""
         start = time.perf_counter()
         figures = validate(model)
-        self._note(epoch.number, "val", figures | {"lr": epoch.lr, "seconds": time.perf_counter() - start})
+        self.note(epoch.number, "val", figures | {"lr": epoch.lr, "seconds": time.perf_counter() - start})
         return figures
 
-    def _note(self, epoch: int, split: str, figures: dict[str, float]) -> None:
+    def note(self, epoch: int, split: str, figures: dict[str, float]) -> None:
+        """Note figures of a split after an epoch."""
         rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
         self.run.append_metrics(stage=self.stage, epoch=epoch, split=split, **rounded)
         self.wandb.log_metrics(
@@ -61,6 +62,7 @@ class History:
         validate: returns the figures of the val split.
         criterion: the validation figure whose highest value makes a checkpoint `best`; None (no val split): the lowest
             training loss.
+        validate_after: whether an epoch, by its number, is validated. One that is not cannot become `best`.
     """
 
     def __init__(
@@ -75,10 +77,12 @@ class History:
         *,
         validate: Validate | None = None,
         criterion: str | None = None,
+        validate_after: Callable[[int], bool] = lambda _epoch: True,
     ):
         self.run, self.stage, self.settings = run, stage, settings
         self.epoch_log = EpochLog(run, wandb, stage)
         self.prefix, self.save_every, self.validate, self.criterion = prefix, save_every, validate, criterion
+        self.validate_after = validate_after
         self.best: float | None = resumed["best"] if resumed else None
 
     def follow(self, epochs: Iterable[Epoch], model: Classifier) -> None:
@@ -93,11 +97,12 @@ class History:
     def _record(self, epoch: Epoch, model: Classifier) -> None:
         self.epoch_log.train(epoch)
         score = -epoch.figures["loss"]
-        if self.validate is not None:
+        validated = self.validate is None or self.validate_after(epoch.number)
+        if self.validate is not None and validated:
             val = self.epoch_log.val(epoch, model, self.validate)
             if self.criterion is not None:
                 score = val.get(self.criterion, score)  # a val split without foreground has no such figure
-        is_best = self.best is None or score > self.best
+        is_best = validated and (self.best is None or score > self.best)
         self.best = score if is_best else self.best
         content = self._content(epoch.number, model, epoch.optimizer)
         if self.save_every and epoch.number % self.save_every == 0:

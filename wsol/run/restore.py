@@ -9,6 +9,9 @@ import torch
 
 from wsol.backbones import get_architecture
 from wsol.cam import CamExtractor, get_method
+from wsol.cam.affinity import Affinity
+from wsol.cam.variant import AFFINITY
+from wsol.cam.views import View
 from wsol.classifier import Classifier
 from wsol.dual_head import dualize
 from wsol.errors import InputError
@@ -58,10 +61,19 @@ def check_network(model: Classifier, methods: Sequence[str], image_size: int) ->
             extract(torch.zeros(1, 3, image_size, image_size))
 
 
-def check_affinity_layer(model: Classifier, layer: str, image_size: int) -> None:
-    """InputError now, not after training, if the network has no such layer or it has no places."""
-    with CamExtractor(model, ["gradcam"], refine=["affinity"], affinity_layer=layer) as extract:
-        extract(torch.zeros(1, 3, image_size, image_size))
+def check_map_settings(
+    model: Classifier, image_size: int, refine: Sequence[str], affinity_layer: str, scales: Sequence[float]
+) -> None:
+    """InputError now, not after training, if the guiding layer has no places or the network takes no scaled images."""
+    if AFFINITY in refine:
+        affinity = Affinity(affinity_layer)
+        with CamExtractor(model, ["gradcam"], refine=[AFFINITY], affinity=affinity) as extract:
+            extract(torch.zeros(1, 3, image_size, image_size))
+    for scale in scales:
+        if scale != 1:
+            model.check_image_size(
+                View(scale).side(image_size), f"--crop_size {image_size} times {scale:g} of --scales"
+            )
 
 
 def restore(

@@ -119,17 +119,36 @@ def _half_width(interval: Sequence[float] | None) -> str:
 
 def branch_table(branch: dict[str, Any]) -> str:
     """One line per candidate of `--branch_choice val`; branch: that block of results.json."""
-    heading = (_COLUMNS | {"maxboxacc_v1": "MaxBoxAcc"})[branch["criterion"]]
     lines = [
         [
             candidate["setting"]["weights"],
-            str(candidate["setting"]["lambda"]),
-            f"{candidate['val'][branch['criterion']]:.1f}",
-            "chosen" if candidate["setting"] == branch["setting"] else "",
+            f"{float(candidate['setting']['lambda']):g}",
+            f"{candidate['setting'].get('mu', 0):g}",
+            *_figure_and_choice(branch, candidate),
         ]
         for candidate in branch["candidates"]
     ]
-    return _tabulate(lines, ["branch weights", "lambda", f"{heading} on val", ""], left=1)
+    return _tabulate(lines, ["branch weights", "lambda", "mu", _criterion_on_val(branch), ""], left=1)
+
+
+def affinity_table(affinity: dict[str, Any]) -> str:
+    """One line per candidate of `--affinity_choice val`; affinity: that block of results.json."""
+    lines = []
+    for candidate in affinity["candidates"]:
+        setting = candidate["setting"] or {}
+        cells = [str(setting.get(key, "")) for key in ("layer", "power", "steps", "centred")]
+        lines.append([cells[0] or "no refinement", *cells[1:], *_figure_and_choice(affinity, candidate)])
+    return _tabulate(lines, ["affinity layer", "power", "steps", "centred", _criterion_on_val(affinity), ""], left=1)
+
+
+def _criterion_on_val(choice: dict[str, Any]) -> str:
+    return (_COLUMNS | {"maxboxacc_v1": "MaxBoxAcc"})[choice["criterion"]] + " on val"
+
+
+def _figure_and_choice(choice: dict[str, Any], candidate: dict[str, Any]) -> list[str]:
+    """A candidate's figure on val, and whether it was chosen."""
+    chosen = "chosen" if candidate["setting"] == choice["setting"] else ""
+    return [f"{candidate['val'][choice['criterion']]:.1f}", chosen]
 
 
 def fidelity_table(results: dict[str, Any]) -> str:
