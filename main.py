@@ -298,19 +298,19 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
         )
 
 
-def image_loader(config: Any, data: WsolData, split: str, train: bool = False) -> DataLoader:
-    """A loader of one split; `train`: augmented and shuffled."""
+def image_loader(config: Any, data: WsolData, split: str, augment: str | None = None) -> DataLoader:
+    """A loader of one split; with `augment` ("none" or another of --augment) shuffled for training."""
     network = get_architecture(config.architecture)
     dataset = ImageDataset(
         data.splits[split],
         crop_size=config.crop_size,
         mean=network.mean,
         std=network.std,
-        augment=config.augment if train else "none",
+        augment=augment or "none",
         resize_size=config.resize_size,
         seed=config.seed,
     )
-    return make_loader(dataset, config.batch_size, config.workers, config.seed if train else None)
+    return make_loader(dataset, config.batch_size, config.workers, None if augment is None else config.seed)
 
 
 # --------------------------------------------------------------------------- train
@@ -339,7 +339,7 @@ def train(
         for candidate in resumed.get("branch", {}).get("candidates", []):
             last_epochs[candidate_stage(setting_of(candidate))] = math.inf
     run.forget_metrics_after(last_epochs)  # epochs that no checkpoint has are trained again
-    trainer = new_trainer(config, data, device)
+    trainer = new_trainer(config, data, device, config.augment)
     rebuilds_model = {
         "architecture": config.architecture,
         "classifier_form": config.classifier_form,
@@ -351,14 +351,14 @@ def train(
         "seed": config.seed,
     }
 
-    def fit(structure: str, setting: BranchSetting, epochs: int, lr: float) -> Iterator[Epoch]:
+    def fit(structure: str, setting: BranchSetting, epochs: int, lr: float, by: Trainer = trainer) -> Iterator[Epoch]:
         """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
         after_step = None
         if setting.nonnegative:
             assert model.sigmoid_head is not None
             after_step = partial(make_nonnegative, model.sigmoid_head)
             after_step()  # the branch starts without negative weights, too
-        return trainer.fit(
+        return by.fit(
             model,
             OBJECTIVES[structure](config.c1, config.c2, setting.c2_weight, setting.object_weight),
             structure,
@@ -397,7 +397,10 @@ def train(
     if config.model_structure == "b2":
         branch = (resumed or {}).get("branch") or {"setting": branch_setting(config).record}
         if config.branch_choice == "val" and resumed is None:
-            branch = choose_branch(config, data, model, trainer, fit, run, device, wandb)
+            # Behind a frozen trunk, on the images as they are: their features are computed once for all candidates.
+            plain = model.trunk_is_frozen and config.augment != "none"
+            chooser = new_trainer(config, data, device, "none") if plain else trainer
+            branch = choose_branch(config, data, model, chooser, fit, run, device, wandb)
     validate, criterion = validation(config, data, setting_of(branch), device)
     train_stage(
         config.model_structure,
@@ -411,10 +414,10 @@ def train(
     return model, branch
 
 
-def new_trainer(config: Any, data: WsolData, device: torch.device) -> Trainer:
+def new_trainer(config: Any, data: WsolData, device: torch.device, augment: str) -> Trainer:
     """What trains on the images of the train split."""
     return Trainer(
-        image_loader(config, data, "train", train=True),
+        image_loader(config, data, "train", augment),
         device,
         seed=config.seed,
         set_epoch=set_epoch,
@@ -430,7 +433,7 @@ def choose_branch(
     data: WsolData,
     model: Classifier,
     trainer: Trainer,
-    fit: Callable[[str, BranchSetting, int, float], Iterator[Epoch]],
+    fit: Callable[[str, BranchSetting, int, float, Trainer], Iterator[Epoch]],
     run: RunFolder,
     device: torch.device,
     wandb: WandbLogger,
@@ -439,7 +442,7 @@ def choose_branch(
 
     Args:
         model: left as it was.
-        fit: trains the model: (structure, setting, epochs, learning rate), see `Trainer.fit`.
+        fit: trains the model: (structure, setting, epochs, learning rate, trainer), see `Trainer.fit`.
 
     Returns:
         `branch` of results.json: the best setting, the first of equal ones, and every candidate with its figures.
@@ -462,7 +465,7 @@ def choose_branch(
     for setting in candidates:
         model.load_state_dict(untrained)
         epoch_log = EpochLog(run, wandb, candidate_stage(setting))
-        for epoch in fit("b2", setting, config.epochs, config.lr):
+        for epoch in fit("b2", setting, config.epochs, config.lr, trainer):
             epoch_log.train(epoch)
         if same_trunk:
             model.rivals[str(setting)] = copy.deepcopy(model.sigmoid_head).requires_grad_(False)
@@ -480,15 +483,7 @@ def choose_branch(
     for setting, figure in zip(candidates, figures, strict=True):
         noted = {criterion: figure, "seconds": seconds / len(candidates)}
         EpochLog(run, wandb, candidate_stage(setting)).note(config.epochs, "val", noted)
-    best = candidates[figures.index(max(figures))]
-    branch = {
-        "setting": best.record,
-        "criterion": criterion,
-        "candidates": [
-            {"setting": setting.record, "val": {criterion: figure}}
-            for setting, figure in zip(candidates, figures, strict=True)
-        ],
-    }
+    branch = best_on_val([setting.record for setting in candidates], criterion, figures)
     log.info("\n%s\n", tables.branch_table(branch))
     return branch
 
@@ -515,17 +510,21 @@ def choose_affinity(config: Any, data: WsolData, model: Classifier, device: torc
     candidates = {str(settings): settings for settings in AFFINITY_CANDIDATES}
     refine = ["none", *candidates]
     figures = val_figures(config, data, model, device, [explaining_head(config)], refine=refine, affinity=candidates)
-    criterion = val_criterion(config, data)
     records = [None, *(settings.record for settings in AFFINITY_CANDIDATES)]
-    affinity = {
+    affinity = best_on_val(records, val_criterion(config, data), figures)
+    log.info("\n%s\n", tables.affinity_table(affinity))
+    return affinity
+
+
+def best_on_val(records: Sequence[dict[str, Any] | None], criterion: str, figures: Sequence[float]) -> dict[str, Any]:
+    """A choice as results.json has it: the record with the highest figure, the first of equal ones, and all of them."""
+    return {
         "setting": records[figures.index(max(figures))],
         "criterion": criterion,
         "candidates": [
             {"setting": record, "val": {criterion: figure}} for record, figure in zip(records, figures, strict=True)
         ],
     }
-    log.info("\n%s\n", tables.affinity_table(affinity))
-    return affinity
 
 
 def setting_of(branch: dict[str, Any] | None) -> BranchSetting:

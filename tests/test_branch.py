@@ -342,6 +342,20 @@ def test_candidates_on_images_are_announced_and_equal_cached_ones(shapes, monkey
     assert all(torch.allclose(a["state_dict"][key], b["state_dict"][key], atol=1e-5) for key in a["state_dict"])
 
 
+def test_candidates_are_trained_on_cached_features_whatever_the_augmentation(shapes, capsys):
+    """The run's own training sees augmented images, the candidates the images as they are."""
+    flags = (*CHOICE, "--train_only")
+    program.main(arguments(shapes, *flags, name="plain"))
+    capsys.readouterr()
+    program.main(arguments(shapes, *flags, "--augment", "crop_flip", "--vanilla_epochs", "0", name="augmented"))
+    assert "features cannot be cached" not in capsys.readouterr().out
+    plain, augmented = (
+        [line for line in metrics_without_times(shapes / "runs" / name) if line["stage"].startswith("b2")]
+        for name in ("plain", "augmented")
+    )
+    assert [line["stage"] for line in plain] == [line["stage"] for line in augmented]
+
+
 def test_candidates_start_alike_when_the_trunk_trains(shapes):
     """Without a frozen trunk, each candidate begins with the network that the others began with."""
     flags = ("--unfreeze_layer", "all", "--train_only", "--augment", "none", "--vanilla_epochs", "1")
