@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,8 @@ from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
 from wsol.cam.variant import HEADS, REFINEMENTS
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
-from wsol.errors import InputError, nearest, plain_name
+from wsol.errors import InputError, first_few, nearest, plain_name
+from wsol.log import log
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.measures import MEASURES
@@ -112,6 +114,11 @@ THIS_CALL = "this call"  # from YAML, too, but a run that continues does not kee
 RUN = "run"  # a run that continues keeps it; the command line may change it
 FIXED = "fixed"  # --resume cannot change it
 
+# What a setting bears on; decides what a continued run may change, and where its results go.
+TRAINING = "training"  # the weights
+RESULTS = "results"  # the numbers of an evaluation, perhaps also the weights
+NOTHING = "nothing"  # where files are, how fast it goes, what is reported
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -125,6 +132,7 @@ class Setting:
         group: the heading in --help.
         commands: the commands that have the flag.
         scope: COMMAND_LINE, THIS_CALL, RUN or FIXED.
+        bears_on: TRAINING, RESULTS or NOTHING; see `effect` for the default.
         follows: settings that the default depends on; when one of them is given anew, the saved value is dropped.
         aliases: further flags of the same meaning.
     """
@@ -136,6 +144,7 @@ class Setting:
     group: str = ""
     commands: tuple[str, ...] = (MAIN,)
     scope: str = RUN
+    bears_on: str = ""
     follows: tuple[str, ...] = ()
     choices: Collection[str] | None = None
     metavar: str | tuple[str, ...] | None = None
@@ -143,6 +152,11 @@ class Setting:
     required: bool = False
     positional: bool = False
     aliases: tuple[str, ...] = ()
+
+    @property
+    def effect(self) -> str:
+        """TRAINING, RESULTS or NOTHING: what `bears_on` says, else what all settings of the group bear on."""
+        return self.bears_on or _BEARS_ON.get(self.group, RESULTS)
 
     def add_to(self, parser: argparse._ActionsContainer) -> None:
         """Add the flag to a parser; values that are not given are left out of the result."""
@@ -170,6 +184,7 @@ def _flag(name: str, help: str, default: bool | None = False, **properties: Any)
 _RUN, _DATA, _NETWORK, _TRAINING = "run", "data", "network and branches", "training"
 _MAPS, _WANDB = "maps and metrics", "Weights & Biases"
 _METHOD_OPTIONS = "options of further training methods (accepted, without effect so far)"
+_BEARS_ON = {_TRAINING: TRAINING, _METHOD_OPTIONS: TRAINING, _WANDB: NOTHING}
 _BOTH, _MEASURING = (MAIN, INFERENCE), (MAIN, EVALUATION)
 _KNOWN_DATASETS = f"{', '.join(DATASETS)}, or any folder in the same format"
 
@@ -177,7 +192,8 @@ _MAIN_SETTINGS = (
     # ------------------------------------------------------------- run
     Setting("config", "YAML file of settings, such as a run's config.yaml; flags override it",
             group=_RUN, metavar="FILE", scope=COMMAND_LINE),
-    Setting("root", "folder that contains the run folders", "experiments", group=_RUN, scope=THIS_CALL),
+    Setting("root", "folder that contains the run folders", "experiments", group=_RUN, scope=THIS_CALL,
+            bears_on=NOTHING),
     Setting("experiment_name", "name of the run's folder in --root (default: the next free run-N)",
             group=_RUN, scope=COMMAND_LINE),
     _flag("override_cache", "replace an existing run folder of that name", group=_RUN, scope=COMMAND_LINE),
@@ -185,29 +201,33 @@ _MAIN_SETTINGS = (
     _flag("eval_only", "evaluate a checkpoint of an existing run, without training", group=_RUN, scope=COMMAND_LINE),
     Setting("eval_checkpoint_type", "checkpoint to evaluate: last, best, or any PREFIX of "
             "PREFIX_checkpoint.pth.tar in the run folder", "last", group=_RUN, metavar="PREFIX", scope=THIS_CALL),
-    _flag("train_only", "train, but do not evaluate on the test split", group=_RUN, scope=THIS_CALL),
+    _flag("train_only", "train, but do not evaluate on the test split", group=_RUN, scope=THIS_CALL,
+          bears_on=NOTHING),
     _flag("dry_run", "print the settings and the numbers of parameters and images, then stop",
           group=_RUN, scope=COMMAND_LINE),
-    Setting("seed", "random seed", 42, count, group=_RUN),
+    Setting("seed", "random seed", 42, count, group=_RUN, scope=FIXED),
     Setting("gpus", "CUDA device indices, such as 0 or 0,1; without CUDA the CPU is used", "0", metavar="INDICES",
-            group=_RUN, commands=_BOTH),
-    Setting("workers", "data loading processes, at most the number of cores", 4, count, group=_RUN, commands=_BOTH),
-    _flag("debug", "log more", group=_RUN, commands=_BOTH, scope=THIS_CALL),
+            group=_RUN, commands=_BOTH, bears_on=NOTHING),
+    Setting("workers", "data loading processes, at most the number of cores", 4, count, group=_RUN, commands=_BOTH,
+            bears_on=NOTHING),
+    _flag("debug", "log more", group=_RUN, commands=_BOTH, scope=THIS_CALL, bears_on=NOTHING),
     # ------------------------------------------------------------- data
     Setting("dataset_name", f"{_KNOWN_DATASETS}; Synthetic is generated when first used", "Synthetic",
             group=_DATA, scope=FIXED),
-    Setting("data_root", "images are in DATA_ROOT/DATASET_NAME", "dataset", group=_DATA),
-    Setting("metadata_root", "metadata are in METADATA_ROOT/DATASET_NAME", "metadata", group=_DATA),
+    Setting("data_root", "images are in DATA_ROOT/DATASET_NAME", "dataset", group=_DATA, bears_on=NOTHING),
+    Setting("metadata_root", "metadata are in METADATA_ROOT/DATASET_NAME", "metadata", group=_DATA, bears_on=NOTHING),
     Setting("mask_root", "masks are in MASK_ROOT/DATASET_NAME (default: --data_root)",
-            group=_DATA, follows=("data_root",)),
-    _flag("proxy_training_set", "train on image_ids_proxy.txt, a small part of ILSVRC", group=_DATA),
+            group=_DATA, follows=("data_root",), bears_on=NOTHING),
+    _flag("proxy_training_set", "train on image_ids_proxy.txt, a small part of ILSVRC", group=_DATA,
+          bears_on=TRAINING, scope=FIXED),
     Setting("num_val_sample_per_class", "val images per class; 0 uses all", 0, count, group=_DATA),
     _flag("skip_bad_images", "leave out images that are missing or broken, or whose masks are; each is counted and "
           "named in the log. Decodes every file once before the run", group=_DATA),
-    Setting("resize_size", "training images are resized to this square before cropping", 256, size, group=_DATA),
+    Setting("resize_size", "training images are resized to this square before cropping", 256, size, group=_DATA,
+            bears_on=TRAINING),
     Setting("crop_size", "side of the network's input", 224, size, group=_DATA, commands=_BOTH),
     Setting("augment", "training images: random crop and flip, or none (default: crop_flip; none for Synthetic and "
-            "CUTOUTS)", choices=("crop_flip", "none"), group=_DATA, follows=("dataset_name",)),
+            "CUTOUTS)", choices=("crop_flip", "none"), group=_DATA, follows=("dataset_name",), bears_on=TRAINING),
     # ------------------------------------------------------------- network and branches
     Setting("architecture", f"the network: {', '.join(sorted(ARCHITECTURES))}, or any classifier of timm or "
             "torchvision by its name", DEFAULT_ARCHITECTURE, architecture, metavar="NAME", group=_NETWORK, scope=FIXED),
@@ -215,39 +235,40 @@ _MAIN_SETTINGS = (
             "(cam), or the published network (original). auto: the checkpoint's own, else cam if --methods contains "
             "cam, else original", "auto", choices=(*FORMS, "auto"), group=_NETWORK, commands=_BOTH, scope=FIXED,
             follows=("architecture", "ft_ckpt", "methods", "method")),
-    _flag("pretrained", "start from ImageNet weights", True, group=_NETWORK, commands=_BOTH),
+    _flag("pretrained", "start from ImageNet weights", True, group=_NETWORK, commands=_BOTH, bears_on=TRAINING),
     Setting("pretrained_path", "ImageNet weights on disk: a file, or a folder that has it under its published name",
-            metavar="FILE_OR_FOLDER", group=_NETWORK, commands=_BOTH),
+            metavar="FILE_OR_FOLDER", group=_NETWORK, commands=_BOTH, bears_on=TRAINING),
     _flag("large_feature_map", "halve the last stage's stride (doubles map resolution)", group=_NETWORK, scope=FIXED),
     Setting("model_structure", "vanilla: one head, loss c1. b1: one head, losses c1 + c2. b2: softmax head (c1) and "
             "sigmoid branch (c2)", "b2", choices=tuple(OBJECTIVES), group=_NETWORK, scope=FIXED),
     Setting("unfreeze_layer", "which parameters to train: all, none, the softmax head (fc classifier SPG_A4 head conv) "
             "or the sigmoid branch (fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, otherwise all",
-            choices=tuple(UNFREEZE), metavar="LAYER", group=_NETWORK, scope=FIXED, follows=("model_structure",)),
+            choices=tuple(UNFREEZE), metavar="LAYER", group=_NETWORK, scope=FIXED, follows=("model_structure",),
+            bears_on=TRAINING),
     Setting("last_layer", "the classification layer: fc after global average pooling, or a 1x1 conv before it", "fc",
             choices=LAST_LAYERS, group=_NETWORK, scope=FIXED),
     Setting("ft_ckpt", "checkpoint to start from; in b2 its head is cloned into the branch", metavar="FILE",
-            group=_NETWORK),
+            group=_NETWORK, bears_on=TRAINING, scope=FIXED),
     Setting("sigmoid_init", "start the branch as a clone of the softmax head, or at random as in the authors' code",
-            "clone", choices=("clone", "random"), group=_NETWORK),
+            "clone", choices=("clone", "random"), group=_NETWORK, bears_on=TRAINING, scope=FIXED),
     Setting("branch_weights", "b2: weights of the sigmoid branch's last linear layer. free; or nonnegative: negative "
             "weights are set to zero at the start and after each step (in an MLP, units of the last hidden layer are "
             "then only added up, never subtracted)", "free", choices=WEIGHTS, group=_NETWORK, scope=FIXED,
-            follows=("model_structure",)),
+            follows=("model_structure",), bears_on=TRAINING),
     Setting("branch_lambda", "b2: the sigmoid branch's loss is cross entropy + X times --c2 of its own logits; 0 is "
             "cross entropy alone, inf is --c2 alone", math.inf, amount_or_inf, group=_NETWORK, scope=FIXED,
-            follows=("model_structure",)),
+            follows=("model_structure",), bears_on=TRAINING),
     Setting("branch_mu", "b2: weight of the object loss, which the sigmoid branch's loss has in addition: every "
             "class's logit should be positive on the object and negative on the background, as the refined map of the "
             "softmax head tells them apart. For a frozen trunk", 0.0, amount, group=_NETWORK, scope=FIXED,
-            follows=("model_structure",)),
+            follows=("model_structure",), bears_on=TRAINING),
     Setting("branch_choice", "b2: take the three settings above as given, or (val) train each of "
             f"{len(CANDIDATES)} settings and keep the one that localizes best on the val split (default: val; given "
             "with --ft_ckpt, with any of the three, or without a val split)", choices=("given", "val"), group=_NETWORK,
             scope=FIXED, follows=("model_structure", "ft_ckpt", "branch_weights", "branch_lambda", "branch_mu", "c2",
-                                  "unfreeze_layer", "epochs")),
+                                  "unfreeze_layer", "epochs"), bears_on=TRAINING),
     _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True,
-          group=_NETWORK),
+          group=_NETWORK, bears_on=TRAINING),
     # ------------------------------------------------------------- training
     Setting("wsol_method", "training method", "cam", choices=tuple(METHODS), group=_TRAINING, scope=FIXED),
     Setting("epochs", "number of epochs; 0 evaluates the starting point", 10, count, group=_TRAINING,
@@ -263,11 +284,13 @@ _MAIN_SETTINGS = (
     Setting("vanilla_epochs", "b2 on new classes without --ft_ckpt: epochs of the first stage, which trains the "
             "softmax head and other new layers (default: --epochs)", type=count, group=_TRAINING, follows=("epochs",)),
     Setting("vanilla_lr", "learning rate of that stage", 0.01, rate, group=_TRAINING),
-    Setting("save_every", "keep the checkpoint of every N-th epoch", 0, count, metavar="N", group=_TRAINING),
+    Setting("save_every", "keep the checkpoint of every N-th epoch", 0, count, metavar="N", group=_TRAINING,
+            bears_on=NOTHING),
     Setting("val_every", "measure the val split after every N-th epoch, and after the last", 1, positive, metavar="N",
             group=_TRAINING),
-    Setting("c1", "loss of the softmax head", "cross_entropy", choices=tuple(LOSSES), group=_TRAINING),
-    Setting("c2", "loss of the sigmoid branch", "binary_cross_entropy", choices=tuple(LOSSES), group=_TRAINING),
+    Setting("c1", "loss of the softmax head", "cross_entropy", choices=tuple(LOSSES), group=_TRAINING, scope=FIXED),
+    Setting("c2", "loss of the sigmoid branch", "binary_cross_entropy", choices=tuple(LOSSES), group=_TRAINING,
+            scope=FIXED),
     # ------------------------------------------------------------- maps and metrics
     Setting("methods", f"CAM methods, or all (known: {', '.join(CAM_METHODS)}; default: {','.join(DEFAULT_METHODS)})",
             type=names, metavar="A,B,...", group=_MAPS, commands=_BOTH, follows=("method",)),
@@ -317,13 +340,13 @@ _MAIN_SETTINGS = (
             metavar="X,Y,...", group=_MAPS, commands=_BOTH),
     _flag("flip", "further views: each of them mirrored left to right", group=_MAPS, commands=_BOTH),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
-            positive, group=_MAPS, commands=_BOTH),
+            positive, group=_MAPS, commands=_BOTH, bears_on=NOTHING),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of results.json; 0 leaves them out", 1000,
             count, metavar="N", group=_MAPS),
     Setting("fidelity", f"further measures of the maps on the test split: {', '.join(MEASURES)}, all or none; each but "
             "pointing costs forward passes per image and row (--dry_run counts them)", [], names, metavar="A,B,...",
             group=_MAPS),
-    _flag("save_scoremaps", "write every evaluated map to scoremaps/ in the run folder", group=_MAPS),
+    _flag("save_scoremaps", "write every evaluated map to scoremaps/ in the run folder", group=_MAPS, bears_on=NOTHING),
     Setting("cam_curve_interval", "step between score map thresholds", 0.001, _number(float, 1e-5, 1), group=_MAPS,
             metavar="X", commands=_MEASURING),
     Setting("iou_threshold_list", "IoU thresholds of box accuracy, in percent", [30, 50, 70], _number(int, 1, 100),
@@ -413,9 +436,15 @@ class _Parser(argparse.ArgumentParser):
     """One clear line instead of argparse's usage dump; exit code 2 as always."""
 
     source = ""  # the file that settings come from, if it is not the command line
+    flags: Collection[str] = ()
 
     def error(self, message: str) -> Any:
-        self.exit(2, f"error: {self.source}{message}\nsee python {self.prog} --help\n")
+        unknown = re.match(r"unrecognized arguments: (--\w+)", message)
+        hint = ""
+        if unknown:
+            longer = [flag for flag in self.flags if flag.startswith(unknown[1])]
+            hint = f"; did you mean {first_few(longer)}?" if longer else nearest(unknown[1], self.flags)
+        self.exit(2, f"error: {self.source}{message}{hint}\nsee python {self.prog} --help\n")
 
 
 def make_parser(command: str = MAIN) -> _Parser:
@@ -425,7 +454,9 @@ def make_parser(command: str = MAIN) -> _Parser:
         usage=f"python %(prog)s {_USAGE[command]}",
         description=_DESCRIPTIONS[command],
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32),
+        allow_abbrev=False,  # --pretrained FALSE of one command must not become --pretrained_path FALSE of another
     )
+    parser.flags = [f"--{name}" for name in settings_of(command)]
     groups: dict[str, argparse._ActionsContainer] = {}
     for setting in settings_of(command).values():
         group = setting.group if command == MAIN else ""
@@ -557,15 +588,19 @@ def continue_run(config: munch.Munch, saved: Mapping[str, Any], path: str) -> mu
     table = settings_of(MAIN)
     saved = {key: value for key, value in check_settings(saved, path).items() if table[key].scope != THIS_CALL}
     given = {key: config[key] for key in config.given}
-    if config.resume:
-        for key, value in given.items():
-            before = saved.get(key, table[key].default)  # a setting newer than the run had its default
-            if table[key].scope == FIXED and before not in (None, value):
-                raise InputError(
-                    f"--resume cannot change --{key} to {value}: the run of {path} has {before}; start another run "
-                    "instead, from this one's checkpoint with --ft_ckpt if you like"
-                )
-    kept = _not_overruled(saved, given)
+    for key, value in list(given.items()):
+        before = saved.get(key, table[key].default)  # a setting newer than the run had its default
+        if config.resume and table[key].scope == FIXED and before not in (None, value):
+            raise InputError(
+                f"--resume cannot change --{key} to {value}: the run of {path} has {before}; start another run "
+                "instead, from this one's checkpoint with --ft_ckpt if you like"
+            )
+        # The batch size of an evaluation is a matter of memory.
+        if config.eval_only and saved and table[key].effect == TRAINING and key != "batch_size" and before != value:
+            log.info("--%s %s has no effect with --eval_only, which does not train", key, value)
+            del given[key]
+    changed = {key for key, value in given.items() if saved.get(key, table[key].default) != value}
+    kept = _not_overruled(saved, changed)
     if config.resume and "vanilla_epochs" in saved and "vanilla_epochs" not in given:
         kept["vanilla_epochs"] = saved["vanilla_epochs"]  # more epochs of the branch do not lengthen the stage before
     return complete(kept | given, given)
@@ -586,6 +621,34 @@ def _not_overruled(saved: Mapping[str, Any], given: Collection[str], always: Col
         key: value
         for key, value in saved.items()
         if key in always or not (key in given or any(leader in given for leader in table[key].follows))
+    }
+
+
+def training_settings(config: munch.Munch) -> dict[str, Any]:
+    """The settings that training depends on, as config.yaml has them."""
+    table, groups = settings_of(MAIN), (_RUN, _DATA, _NETWORK, _TRAINING, _METHOD_OPTIONS)
+    return {
+        name: value
+        for name, value in saved_settings(config).items()
+        if table[name].effect != NOTHING and table[name].group in groups and table[name].scope in (RUN, FIXED)
+    }
+
+
+def changed_settings(
+    config: munch.Munch, saved: Mapping[str, Any], path: str, bearing_on: Collection[str] = (TRAINING, RESULTS)
+) -> dict[str, tuple[Any, Any]]:
+    """{name: (saved value, value now)} of the settings that differ and bear on the weights or the results.
+
+    Args:
+        saved: what `saved_settings` returned once. A setting that it lacks had its default.
+        path: of the file that contains it, for error messages.
+    """
+    table = settings_of(MAIN)
+    before = saved_settings(complete(check_settings(saved, path), ()))
+    return {
+        name: (before[name], value)
+        for name, value in saved_settings(config).items()
+        if table[name].effect in bearing_on and table[name].scope != COMMAND_LINE and before[name] != value
     }
 
 

@@ -9,15 +9,19 @@ python main.py --experiment_name run-1 --eval_only
 import sys
 
 from config import (
+    RESULTS,
+    TRAINING,
     UNFREEZE,
     adopt,
     branch_setting,
+    changed_settings,
     continue_run,
     extractor_options,
     gpu_indices,
     parse_args,
     saved_settings,
     splits_needed,
+    training_settings,
     view_options,
 )
 from wsol.run import command
@@ -48,13 +52,15 @@ from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
 from wsol.cam.affinity import AFFINITY_CANDIDATES, Affinity
 from wsol.cam.regions import Regions
 from wsol.cam.variant import AFFINITY
+from wsol.checksum import checksum
 from wsol.classifier import Classifier, Output, randomize
 from wsol.datasets.load import WsolData, load_data
 from wsol.datasets.reader import SplitMetadata
 from wsol.datasets.registry import dataset_info, will_be_generated
 from wsol.device import select_device
 from wsol.dual_head import make_nonnegative
-from wsol.errors import InputError
+from wsol.errors import InputError, first_few
+from wsol.evaluation.comparison import read_results
 from wsol.evaluation.fidelity import FidelityEvaluation
 from wsol.evaluation.ground_truth import load_ground_truth
 from wsol.evaluation.per_image import PerImage
@@ -70,6 +76,7 @@ from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import EpochLog, History, Validate
+from wsol.run.provenance import TrainingRecord, code_record, metadata_checksums
 from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
 from wsol.training import Epoch, Trainer, seed_everything
@@ -87,23 +94,25 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     if config.dry_run:
         return None
 
+    sources = sources_of(config, data, checkpoint)
+    apart = config.eval_only and differs_from_run(config, run, model, sources)
     model = model.to(device, memory_format=torch.channels_last)
-    config.experiment_name = run.open(None if config.eval_only else saved_settings(config))
-    log_to(run.path / "log.txt")
+    config.experiment_name = run.open(saved_settings(config), save=not config.eval_only, apart=apart)
+    log_to(run.output / "log.txt")
     log.info("run folder: %s", run.path)
     wandb = WandbLogger(
         config.wandb,
         project=config.project,
         name=config.wandb_name or config.experiment_name,
-        folder=Path(config.wandb_dir or run.path),
+        folder=Path(config.wandb_dir or run.output),
         config=saved_settings(config),
     )
     results = None
     branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
-        model, branch = train(config, data, model, checkpoint, run, device, wandb)
+        model, branch = train(config, data, model, checkpoint, sources, run, device, wandb)
     if not config.train_only:
-        measured = measure(config, data, model, class_names, branch, run, device)
+        measured = measure(config, data, model, class_names, branch, sources, run, device)
         results = measured.results
         report.write(run, results, measured.images, class_names)
         log.info("\n%s", tables.summary(results))
@@ -112,7 +121,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         )
         wandb.log_results(results, drawn)
     wandb.close()
-    log.info("results and checkpoints are in %s", run.path)
+    log.info("%s in %s", "results are" if apart else "results and checkpoints are", run.output)
     return results
 
 
@@ -132,16 +141,40 @@ def configure(argv: list[str] | None) -> tuple[Any, RunFolder, Checkpoint | None
         config = continue_run(config, own, f"{run.path}/config.yaml")
     checkpoint = find_checkpoint(config, run)
     if checkpoint is not None and checkpoint.role == "eval":
-        config = adopt(config, checkpoint.build_settings)
+        config = adopt(config, checkpoint.build_settings | ({} if own else trained_on(config, checkpoint)))
     config.classifier_form = resolve_form(config.architecture, config.classifier_form, config.methods, checkpoint)
+    if checkpoint is not None and checkpoint.role == "resume":
+        check_resumed(config, own, checkpoint, run)
     return config, run, checkpoint
+
+
+def trained_on(config: Any, checkpoint: Checkpoint) -> dict[str, str]:
+    """{dataset_name} of a checkpoint in a folder without config.yaml; InputError if neither it nor a flag names one."""
+    name = checkpoint.content.get("dataset_name")
+    if name is None and "dataset_name" not in config.given:
+        raise InputError(f"{checkpoint.path} does not name the data set that it was trained on; give --dataset_name")
+    return {} if name is None else {"dataset_name": name}
+
+
+def check_resumed(config: Any, saved: dict[str, Any], checkpoint: Checkpoint, run: RunFolder) -> None:
+    """InputError if a run has no epoch left to train, and is resumed with settings that did not make its results."""
+    state = checkpoint.training_state
+    if state["stage"] != config.model_structure or state["epoch"] < config.epochs:
+        return
+    evaluated = (run.path / "results.json").exists()
+    bearing_on = (TRAINING, RESULTS) if evaluated else (TRAINING,)
+    if changed := changed_settings(config, saved, f"{run.path}/config.yaml", bearing_on):
+        name = next((name for name in changed if name in config.given), next(iter(changed)))
+        before, now = changed[name]
+        raise InputError(
+            f"cannot resume {run.path} with --{name} {now}: all {state['epoch']} epochs are trained, with {before}; "
+            "train further with a higher --epochs, evaluate with --eval_only, or start another run"
+        )
 
 
 def find_checkpoint(config: Any, run: RunFolder) -> Checkpoint | None:
     """The checkpoint that this run evaluates, resumes, or starts from; None: ImageNet weights or random ones."""
     if config.eval_only:
-        if config.ft_ckpt:
-            log.info("--eval_only evaluates the run's own checkpoint; --ft_ckpt is ignored")
         return Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type))
     if config.resume:
         for prefix in ("", "vanilla_"):
@@ -258,6 +291,44 @@ def add_branch(config: Any, model: Classifier) -> Classifier:
     return dual
 
 
+def sources_of(config: Any, data: WsolData, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """What a result comes from, for results.json and checkpoints: `code`, `metadata`, `starts_from`, `training`.
+
+    Raises:
+        InputError: the metadata of a resumed run have changed since it was trained.
+    """
+    folder = Path(config.metadata_root) / data.name
+    sources: dict[str, Any] = {"code": code_record(), "metadata": metadata_checksums(folder, data.splits)}
+    if checkpoint is None:
+        return sources
+    if checkpoint.role == "start":
+        return sources | {"starts_from": {"file": checkpoint.path, "weights": checksum(checkpoint.tensors)}}
+    if checkpoint.role == "resume":
+        before = checkpoint.content.get("metadata", {})
+        for split in ("train", "val"):
+            if before.get(split, now := sources["metadata"].get(split)) != now:
+                raise InputError(
+                    f"cannot resume: the metadata in {folder / split} have changed since {checkpoint.path} was "
+                    "trained; restore them, or start another run"
+                )
+    sources["metadata"] = checkpoint.content.get("metadata", {}) | sources["metadata"]
+    return sources | {key: checkpoint.content[key] for key in ("starts_from", "training") if key in checkpoint.content}
+
+
+def differs_from_run(config: Any, run: RunFolder, model: Classifier, sources: dict[str, Any]) -> bool:
+    """Whether --eval_only measures something else than the run did: other settings, weights or metadata."""
+    saved, measured = run.saved_config(), (RESULTS,)
+    changed = list(changed_settings(config, saved, f"{run.path}/config.yaml", measured)) if saved else []
+    with contextlib.suppress(InputError):  # without results, or if they are damaged, these are the run's
+        results = read_results(run.path)
+        changed += changed_settings(config, results["config"], f"{run.path}/results.json", measured)
+        now = {"weights": checksum(model.published_state_dict()), "metadata": sources["metadata"]}
+        changed += [name for name, value in now.items() if results.get(name, value) != value]
+    if changed:
+        log.info("not the run's own %s: the results get a folder of their own", first_few(dict.fromkeys(changed)))
+    return bool(changed)
+
+
 def describe(config: Any, data: WsolData, model: Classifier) -> None:
     """Log what is about to run: in two lines, or in full for --dry_run."""
     if config.model_structure == "b2" and model.sigmoid_head is None:
@@ -321,11 +392,15 @@ def train(
     data: WsolData,
     model: Classifier,
     checkpoint: Checkpoint | None,
+    sources: dict[str, Any],
     run: RunFolder,
     device: torch.device,
     wandb: WandbLogger,
 ) -> tuple[Classifier, dict[str, Any] | None]:
     """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch.
+
+    Args:
+        sources: see `sources_of`; its "training" is brought up to date.
 
     Returns:
         The network, and how its branch was trained: `branch` of results.json; None without a branch.
@@ -349,7 +424,9 @@ def train(
         "class_names": data.class_names,
         "dataset_name": data.name,
         "seed": config.seed,
+        **{key: sources[key] for key in ("metadata", "starts_from") if key in sources},
     }
+    record = TrainingRecord(training_settings(config), sources.get("training", []))
 
     def fit(structure: str, setting: BranchSetting, epochs: int, lr: float, by: Trainer = trainer) -> Iterator[Epoch]:
         """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
@@ -379,7 +456,7 @@ def train(
     ) -> None:
         """Train, and record the epochs and checkpoints under the stage's name."""
         settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
-        history = History(run, wandb, structure, settings, prefix, config.save_every, resumed, **validating)
+        history = History(run, wandb, structure, settings, record, prefix, config.save_every, resumed, **validating)
         epochs_trained = fit(structure, setting_of(branch), epochs, lr)
         if not epochs and resumed is None:
             history.save_untrained(model)
@@ -411,6 +488,7 @@ def train(
         criterion=criterion,
         validate_after=lambda epoch: epoch % config.val_every == 0 or epoch == config.epochs,
     )
+    sources["training"] = record.entries
     return model, branch
 
 
@@ -641,12 +719,15 @@ def measure(
     model: Classifier,
     class_names: list[str],
     branch: dict[str, Any] | None,
+    sources: dict[str, Any],
     run: RunFolder,
     device: torch.device,
 ) -> Measured:
     """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test.
 
-    branch: how the sigmoid branch was trained, for results.json; None if there is none or it is not known.
+    Args:
+        branch: how the sigmoid branch was trained, for results.json; None if there is none or it is not known.
+        sources: what the result comes from, for results.json.
     """
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
@@ -716,6 +797,8 @@ def measure(
         "seed": config.seed,
         "config": saved_settings(config),
         **({} if branch is None else {"branch": branch}),
+        "weights": checksum(model.published_state_dict()),
+        **sources,
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         **({} if bootstrap is None else {"bootstrap": bootstrap}),
@@ -752,7 +835,7 @@ def evaluate(
         if fidelity is not None and batch.prediction is not None:
             fidelity.update(extractor.model, batch.prediction, batch.indices, truth)
         if config.save_scoremaps:
-            save_scoremaps(batch, names, run.path / "scoremaps" / metadata.split)
+            save_scoremaps(batch, names, run.output / "scoremaps" / metadata.split)
 
 
 def run_from_shell() -> int:

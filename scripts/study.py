@@ -142,7 +142,9 @@ class Unit:
         if self.result(name) is None:
             self._main(run, ["--eval_only", *flags])
             partial = self.folder / f"{name}.partial"
-            shutil.copy(self.folder / run / "results.json", partial)
+            # Evaluations with other settings than the run's are in folders of their own, eval-1, eval-2, ...
+            made = [*self.folder.glob(f"{run}/results.json"), *self.folder.glob(f"{run}/eval-*/results.json")]
+            shutil.copy(max(made, key=lambda path: path.stat().st_mtime_ns), partial)
             partial.replace(self.folder / f"{name}.json")
         result = self.result(name)
         assert result is not None

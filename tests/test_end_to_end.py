@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -156,25 +157,6 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
     assert results_without_times(again) == results_without_times(results)
     assert (folder / "config.yaml").read_text() == config
     assert "train" not in json.loads((folder / "results.json").read_text())["seconds"]
-    fewer = program.main(
-        [
-            "--root",
-            str(root / "runs"),
-            "--experiment_name",
-            "run",
-            "--eval_only",
-            "--methods",
-            "cam",
-            "--heads",
-            "sigmoid_clamped",
-            "--eval_checkpoint_type",
-            "best",
-            "--bootstrap",
-            "0",
-        ]
-    )
-    assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
-    assert list(PerImage.load(folder).rows) == ["cam_sigmoid_clamped"]
     again = ["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--eval_checkpoint_type"]
     with pytest.raises(InputError, match="has no sigmoid branch"):
         program.main([*again, "vanilla_last", "--model_structure", "b2"])
@@ -184,6 +166,51 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
     ]
     with pytest.raises(InputError, match=r"no checkpoint .*present there: 1, 2, best, last, vanilla_1, "):
         program.main([*again, "highest"])
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, but for the log and the lock."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in ("log.txt", ".lock")
+    }
+
+
+def test_an_evaluation_of_other_things_has_a_folder_of_its_own(shapes):
+    argv = arguments(shapes, "--methods", "cam,gradcam", "--save_scoremaps")
+    program.main(argv)
+    run = shapes / "runs" / "run"
+    before = files_of(run)
+    evaluate = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"]
+    fewer = program.main([*evaluate, "--methods", "cam", "--heads", "sigmoid_clamped", "--bootstrap", "0"])
+    assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
+    first = run / "eval-1"
+    assert list(PerImage.load(first).rows) == ["cam_sigmoid_clamped"]
+    assert yaml.safe_load((first / "config.yaml").read_text())["methods"] == ["cam"]
+    assert {"results.json", "results.csv", "per_class.csv", "figures", "scoremaps", "log.txt"} <= set(os.listdir(first))
+    program.main([*evaluate, "--eval_checkpoint_type", "best"])
+    # Where files are and how fast it goes makes no other result, and the batch size is a matter of memory.
+    (shapes / "dataset").rename(shapes / "moved")
+    program.main([*evaluate, "--data_root", str(shapes / "moved"), "--workers", "1", "--batch_size", "3"])
+    assert sorted(path.name for path in run.glob("eval-*")) == ["eval-1", "eval-2"]
+    after = {name: content for name, content in files_of(run).items() if not name.startswith("eval-")}
+    assert set(after) == set(before)
+    changed = {name for name in before if after[name] != before[name]}
+    assert changed <= {"results.json"}  # it names the seconds
+    (shapes / "moved").rename(shapes / "dataset")
+    program.main([*argv, "--override_cache"])
+    assert not list(run.glob("eval-*"))
+
+
+def test_flags_of_training_mean_nothing_to_an_evaluation(shapes, capsys):
+    program.main(arguments(shapes, "--methods", "cam"))
+    again = program.main(
+        ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only", "--lr", "1", "--epochs", "2"]
+    )
+    assert again["config"]["lr"] == 0.003 and not list((shapes / "runs/run").glob("eval-*"))
+    said = capsys.readouterr().out
+    assert "--lr 1.0 has no effect with --eval_only" in said and "--epochs" not in said
 
 
 def test_same_seed_same_numbers_and_another_seed_others(shapes):
@@ -411,7 +438,7 @@ def test_a_second_process_keeps_off(shapes):
     from wsol.run.folder import RunFolder
 
     first = RunFolder(str(shapes / "runs"), "run", must_exist=True)
-    first.open(None)
+    first.open({}, save=False)
     with pytest.raises(InputError, match="another process is using"):
         program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
 

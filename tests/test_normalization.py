@@ -87,7 +87,7 @@ def test_a_run_uses_and_records_it(shapes):
     )  # the other normalisation's quantile is not taken along
     assert again["rows"][0]["normalization"] == "pas" and again["config"]["normalization_quantile"] is None
     assert again["rows"][0]["pxap"] != results["rows"][0]["pxap"]
-    assert json.loads((shapes / "runs/run/results.json").read_text())["rows"][0]["normalization"] == "pas"
+    assert json.loads((shapes / "runs/run/eval-1/results.json").read_text())["rows"][0]["normalization"] == "pas"
 
 
 def test_a_quantile_that_nothing_reads_is_refused():

@@ -93,8 +93,10 @@ def test_steps_that_are_done_are_not_repeated(tmp_path, monkeypatch):
         (unit.folder / name).mkdir(parents=True, exist_ok=True)
         (unit.folder / name / "config.yaml").touch()
         setting = {"layer": "stride8", "power": 4.0, "steps": 1, "centred": True}
-        content = {"rows": [], "affinity": {"setting": setting}}
-        (unit.folder / name / "results.json").write_text(json.dumps(content))
+        content = {"rows": [], "affinity": {"setting": setting}, "number": len(calls)}
+        folder = unit.folder / name / f"eval-{len(calls)}"  # as main.py does where settings differ from the run's
+        folder.mkdir(exist_ok=True)
+        (folder / "results.json").write_text(json.dumps(content))
 
     monkeypatch.setattr(unit, "_main", main)
     unit.run()
@@ -111,6 +113,7 @@ def test_steps_that_are_done_are_not_repeated(tmp_path, monkeypatch):
         given[given.index("--affinity_layer") + 1] == "stride8" and given[given.index("--affinity_power") + 1] == "4.0"
     )
     assert calls[3][1][-3].endswith("default/vanilla_last_checkpoint.pth.tar")
+    assert [unit.result(name)["number"] for name in ("cam", "gradient", "paper")] == [2, 3, 5]
     assert "--fidelity" in calls[1][1] and "--fidelity" not in given and unit.finished
     # Every flag is one that main.py reads.
     from config import parse_args

@@ -18,7 +18,7 @@ class InputError(ValueError):
         super().__init__(str(message).rstrip().rsplit(f"{__name__}.InputError: ", 1)[-1])
 
 
-def plain_name(what: str, name: str) -> str:
+def plain_name(what: str, name: str, what_it_is: str = "the name of a folder") -> str:
     """Return the name if a folder can have it; otherwise raise InputError."""
     if (
         not name
@@ -28,7 +28,7 @@ def plain_name(what: str, name: str) -> str:
         or len(name.encode()) > 255
         or name != name.strip()
     ):
-        raise InputError(f"{what} {name!r} is not the name of a folder: one name, without slashes")
+        raise InputError(f"{what} {name!r} is not {what_it_is}: one name, without slashes")
     return name
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from wsol.checksum import seal_holds
 from wsol.errors import InputError
 
 # Where projects keep a model's tensors in their checkpoints, in the order in which we look.
@@ -54,9 +55,11 @@ def load(path: Path | str) -> dict[str, Any]:
     """Read a checkpoint, with its tensors under "state_dict" whatever its key was, and without WRAPPERS.
 
     Raises:
-        InputError: as `read` does, or the file has no state dict.
+        InputError: as `read` does, or the file has no state dict, or it has a checksum that its content does not match.
     """
     content = read(path)
+    if seal_holds(content) is False:
+        raise InputError(f"{path} is damaged: its content does not match its checksum; restore it from a copy")
     key, tensors = find_state_dict(content)
     if tensors is None:
         raise InputError(

@@ -2,8 +2,10 @@
 
 A file `<prefix>_checkpoint.pth.tar` has plain tensors, numbers and strings: `architecture`, `epoch`, `state_dict` and
 `optimizer` as in wsolevaluation; what rebuilds the model (`model_structure`, `classifier_form`, `last_layer`,
-`num_classes`, `large_feature_map`, `class_names`); how a sigmoid branch was trained (`branch`); and what resuming
-needs (`stage`, `best`). Checkpoints of other projects are read, too; see wsol/tensor_files.py.
+`num_classes`, `large_feature_map`, `class_names`); how a sigmoid branch was trained (`branch`); what resuming needs
+(`stage`, `best`); where it comes from (`training`, `starts_from`, `metadata`, see wsol/run/provenance.py); and a
+`checksum` of all of that, which is checked whenever the file is read. Checkpoints of other projects are read, too; see
+wsol/tensor_files.py.
 """
 
 from pathlib import Path
@@ -13,8 +15,9 @@ import torch
 from torch import Tensor
 
 from wsol.backbones import Architecture
-from wsol.errors import InputError
+from wsol.errors import InputError, plain_name
 from wsol.files import replacing
+from wsol.log import log
 from wsol.tensor_files import load, shared_wrappers
 
 SUFFIX = "_checkpoint.pth.tar"
@@ -32,6 +35,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def path_of(run_folder: Path, prefix: str) -> Path:
     """`<run_folder>/<prefix>_checkpoint.pth.tar`; if it is missing, an InputError that lists those in the folder."""
+    plain_name("--eval_checkpoint_type", prefix, what_it_is="the name of a checkpoint in the run's own folder")
     path = Path(run_folder) / f"{prefix}{SUFFIX}"
     if not path.is_file():
         present = sorted(p.name.removesuffix(SUFFIX) for p in Path(run_folder).glob(f"*{SUFFIX}"))
@@ -56,6 +60,8 @@ class Checkpoint:
     def __init__(self, role: str, path: Path | str):
         self.role, self.path = role, str(path)
         self.content = load(path)
+        if "checksum" not in self.content:
+            log.info("%s has no checksum (it is older or another project's), so damage to it would not be seen", path)
 
     @property
     def tensors(self) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """The folder of one run: created, found again, locked, never lost by accident.
 
 <root>/<experiment_name>/{config.yaml,log.txt,metrics.jsonl,*_checkpoint.pth.tar,results.json,results.csv,figures/}
+
+Each further evaluation, with other settings than the run's, has a folder of its own inside: eval-1, eval-2, ..., with
+the same files of results and a config.yaml.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ import yaml
 
 from wsol.errors import InputError
 from wsol.files import write_file
+from wsol.run.provenance import describe_code
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
-_SIGNATURE = "# settings of a run of main.py; "
+_SIGNATURE = "# settings of a run of main.py; "  # the first words of a run's config.yaml
+_EVALUATION = re.compile(r"eval-(\d+)")
 # Data loading workers of a killed process hold its lock for a moment longer.
 _SECONDS_TO_LOCK = 5.0
 
@@ -32,6 +37,10 @@ class RunFolder:
         root, name: the folder is root/name. name None: the next free `run-N`, or with `must_exist` the latest one.
         must_exist: the run is resumed or evaluated (--resume, --eval_only).
         override: replace an existing folder of an earlier run (--override_cache).
+
+    Attributes:
+        path: the folder.
+        output: where results go: the folder itself, or one of a further evaluation inside.
 
     Raises:
         InputError: the folder exists and none of these flags was given, or it does not exist and must.
@@ -50,6 +59,7 @@ class RunFolder:
             raise InputError(f"no run {self.path}; check --root and --experiment_name")
         if self.root.exists() and not self.root.is_dir():
             raise InputError(f"--root {self.root} is a file, not a folder")
+        self.output = self.path
         self._check_free()
 
     def _check_free(self) -> None:
@@ -69,14 +79,14 @@ class RunFolder:
                 f"--override_cache removes only folders of this program's runs, and {self.path} has no {CONFIG_FILE} "
                 "of one; remove it yourself or choose another --experiment_name"
             )
-        inner = next((path for path in self.path.glob(f"*/{CONFIG_FILE}") if path.parent != self.figures), None)
+        inner = next((p for p in self.path.glob(f"*/{CONFIG_FILE}") if not _EVALUATION.fullmatch(p.parent.name)), None)
         if inner is not None:
             raise InputError(f"--override_cache would also remove another run, {inner.parent}; move that one first")
 
     @property
     def figures(self) -> Path:
         """The folder of the figures."""
-        return self.path / "figures"
+        return self.output / "figures"
 
     def saved_config(self) -> dict[str, Any]:
         """The settings that the run was started with; empty for a folder of checkpoints from elsewhere."""
@@ -91,13 +101,14 @@ class RunFolder:
             raise InputError(f"{path} has no settings")
         return saved
 
-    def open(self, settings: dict[str, Any] | None) -> str:
+    def open(self, settings: dict[str, Any], *, save: bool = True, apart: bool = False) -> str:
         """Create the folder, lock it for this process, and save the run's settings; returns the folder's name.
 
         A numbered run may get a later number than foreseen, if another process took that one meanwhile.
 
         Args:
-            settings: None (--eval_only) leaves the saved ones unchanged.
+            save: False (--eval_only) leaves the saved settings of the run unchanged.
+            apart: results go to the next free eval-N inside, with these settings.
         """
         try:
             self._create()
@@ -106,7 +117,12 @@ class RunFolder:
             raise InputError(
                 f"cannot write to {self.path} ({error.strerror}); choose another --root or --experiment_name"
             ) from None
-        if settings is None:
+        self.output = self.path
+        if apart:
+            numbers = (int(match[1]) for path in self.path.iterdir() if (match := _EVALUATION.fullmatch(path.name)))
+            self.output = self.path / f"eval-{max(numbers, default=0) + 1}"
+            self._save_settings(self.output / CONFIG_FILE, "an evaluation of a run", settings)
+        if not save:
             return self.path.name
         if not self.must_exist:
             self._check_free()
@@ -114,10 +130,13 @@ class RunFolder:
             for old in sorted(self.path.iterdir(), key=lambda path: path.name == CONFIG_FILE):
                 if old.name != LOCK_FILE:
                     shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
-        header = _SIGNATURE + "python main.py --config FILE repeats it\n"
-        settings = settings | {"experiment_name": self.path.name}
-        self.write(CONFIG_FILE, header + yaml.safe_dump(settings, sort_keys=False))
+        self._save_settings(self.path / CONFIG_FILE, "a run", settings)
         return self.path.name
+
+    def _save_settings(self, path: Path, of: str, settings: dict[str, Any]) -> None:
+        header = f"# settings of {of} of main.py; python main.py --config FILE repeats it\n# {describe_code()}\n"
+        settings = settings | {"experiment_name": self.path.name}
+        write_file(path, header + yaml.safe_dump(settings, sort_keys=False))
 
     def _take_lock(self) -> None:
         """Keep other processes out until this one ends, however it ends."""
@@ -145,8 +164,8 @@ class RunFolder:
                 self.path = self.root / f"run-{_latest_number(self.root) + 1}"
 
     def write(self, name: str, content: str | bytes) -> Path:
-        """Write a file whole or not at all; text as UTF-8."""
-        return write_file(self.path / name, content)
+        """Write a file of results whole or not at all; text as UTF-8."""
+        return write_file(self.output / name, content)
 
     def append_metrics(self, **line: Any) -> None:
         """Add a line to metrics.jsonl."""
@@ -170,7 +189,7 @@ class RunFolder:
                 continue
             if isinstance(entry, dict) and entry.get("epoch", 0) <= last_epochs.get(entry.get("stage", ""), 0):
                 lines.append(line + "\n")
-        self.write("metrics.jsonl", "".join(lines))
+        write_file(path, "".join(lines))
 
     def seconds_trained(self) -> float:
         """Seconds of all epochs, training and validation, including those before a --resume."""

@@ -8,10 +8,12 @@ from typing import Any
 
 import torch
 
+from wsol.checksum import sealed
 from wsol.classifier import Classifier
 from wsol.log import log
 from wsol.run import checkpoint
 from wsol.run.folder import RunFolder
+from wsol.run.provenance import TrainingRecord
 from wsol.run.wandb_logger import WandbLogger
 from wsol.training import Epoch
 
@@ -55,7 +57,8 @@ class History:
 
     Args:
         stage: the name of the stage in the log, metrics.jsonl and checkpoints.
-        settings: what rebuilds the model, copied into every checkpoint.
+        settings: what rebuilds the model and where it comes from, copied into every checkpoint.
+        record: of the epochs trained so far and their settings, prolonged with each epoch.
         prefix: prefix of the checkpoints' names ("vanilla_" for that stage of a b2 run).
         save_every: keep the checkpoint of every N-th epoch; 0: of none.
         resumed: the checkpoint that the stage continues from.
@@ -71,6 +74,7 @@ class History:
         wandb: WandbLogger,
         stage: str,
         settings: dict[str, Any],
+        record: TrainingRecord,
         prefix: str = "",
         save_every: int = 0,
         resumed: dict[str, Any] | None = None,
@@ -79,7 +83,7 @@ class History:
         criterion: str | None = None,
         validate_after: Callable[[int], bool] = lambda _epoch: True,
     ):
-        self.run, self.stage, self.settings = run, stage, settings
+        self.run, self.stage, self.settings, self.record = run, stage, settings, record
         self.epoch_log = EpochLog(run, wandb, stage)
         self.prefix, self.save_every, self.validate, self.criterion = prefix, save_every, validate, criterion
         self.validate_after = validate_after
@@ -116,13 +120,17 @@ class History:
 
     def _content(self, epoch: int, model: Classifier, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
         """A checkpoint's content, on the CPU."""
-        return self.settings | {
-            "stage": self.stage,
-            "epoch": epoch,
-            "best": self.best,
-            "state_dict": _on_cpu(model.published_state_dict()),
-            "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict()),
-        }
+        return sealed(
+            self.settings
+            | {
+                "stage": self.stage,
+                "epoch": epoch,
+                "best": self.best,
+                "training": self.record.after(self.stage, epoch),
+                "state_dict": _on_cpu(model.published_state_dict()),
+                "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict()),
+            }
+        )
 
 
 def _on_cpu(value: Any) -> Any:

@@ -17,7 +17,7 @@ from wsol.run.folder import RunFolder
 
 def write(run: RunFolder, results: dict[str, Any], images: PerImage, class_names: Sequence[str]) -> None:
     """Write everything: the numbers of single images, those of classes, and the results."""
-    images.write(run.path)
+    images.write(run.output)
     taus = {str(Variant.from_record(row)): row.get("tau", {}) for row in results["rows"]}
     write_csv(run, "per_class.csv", images.per_class(taus, class_names))
     write_results(run, results)
