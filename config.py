@@ -342,7 +342,7 @@ _MAIN_SETTINGS = (
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH, bears_on=NOTHING),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of results.json; 0 leaves them out", 1000,
-            count, metavar="N", group=_MAPS),
+            _number(int, 0, 100_000), metavar="N", group=_MAPS),
     Setting("fidelity", f"further measures of the maps on the test split: {', '.join(MEASURES)}, all or none; each but "
             "pointing costs forward passes per image and row (--dry_run counts them)", [], names, metavar="A,B,...",
             group=_MAPS),

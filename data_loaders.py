@@ -5,12 +5,11 @@
     loader = make_loader(dataset, batch_size=32, workers=4, shuffle_seed=0)
 
 All randomness is keyed by (seed, moment, index), so it is the same with any number of workers and after a resumed run.
-A moment is (stage, epoch), see `set_epoch`.
+A moment is (stage, epoch), see `set_epoch`; each index carries it to the processes that read the images.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from torchvision.transforms import functional as TF
 from wsol.datasets.images import load_image, load_picture
 from wsol.datasets.reader import SplitMetadata
 from wsol.datasets.transforms import eval_tensor, normalized
+from wsol.workers import EpochIndex, parallel_loader
 from wsol.wsolevaluation import configure_metadata as configure_metadata
 from wsol.wsolevaluation import get_bounding_boxes as get_bounding_boxes
 from wsol.wsolevaluation import get_class_labels as get_class_labels
@@ -58,19 +58,20 @@ class ImageDataset(Dataset):
         """
         self.metadata, self.crop_size, self.resize_size = metadata, crop_size, resize_size
         self.mean, self.std, self.augment, self.seed = mean, std, augment, seed
-        self.moment = (0, 0)
 
     def __len__(self) -> int:
         """Number of images."""
         return len(self.metadata)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
-        """Read and augment one image."""
+        """Read and augment one image; an EpochIndex says for which moment."""
+        moment = index.moment if isinstance(index, EpochIndex) else (0, 0)
+        index = int(index)
         image = load_image(self.metadata.image_path(index))
         label = int(self.metadata.labels[index])
         if self.augment == "none":
             return eval_tensor(image, self.crop_size, self.mean, self.std), label, index
-        random = np.random.default_rng((self.seed, *self.moment, 1, index))
+        random = np.random.default_rng((self.seed, *moment, 1, index))
         top, left = random.integers(0, self.resize_size - self.crop_size + 1, size=2)
         image = TF.crop(TF.resize(image, [self.resize_size] * 2), top, left, self.crop_size, self.crop_size)
         if random.random() < 0.5:
@@ -94,7 +95,7 @@ class Pictures(Dataset):
         return eval_tensor(load_picture(self.paths[index]), self.crop_size, self.mean, self.std), index
 
 
-class EpochShuffle(Sampler[int]):
+class EpochShuffle(Sampler[EpochIndex]):
     """A permutation that depends only on (seed, moment); call `set_epoch` before each epoch."""
 
     def __init__(self, length: int, seed: int):
@@ -106,9 +107,11 @@ class EpochShuffle(Sampler[int]):
         """Number of indices."""
         return self.length
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[EpochIndex]:
         """Iterate over the permutation of this moment."""
-        return iter(np.random.default_rng((self.seed, *self.moment, 0)).permutation(self.length).tolist())
+        moment = self.moment
+        for index in np.random.default_rng((self.seed, *moment, 0)).permutation(self.length).tolist():
+            yield EpochIndex(index, moment)
 
 
 def make_loader(
@@ -121,11 +124,11 @@ def make_loader(
     """
     sampler = None if shuffle_seed is None else EpochShuffle(len(dataset), shuffle_seed)
     ends_with_one = len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
-    return DataLoader(
+    return parallel_loader(
         dataset,
         batch_size,
+        workers,
         sampler=sampler,
-        num_workers=min(workers, len(os.sched_getaffinity(0))),
         drop_last=sampler is not None and ends_with_one,
         pin_memory=torch.cuda.is_available(),
     )
@@ -133,6 +136,5 @@ def make_loader(
 
 def set_epoch(loader: DataLoader, moment: tuple[int, int]) -> None:
     """Set the moment (number of the stage, epoch) that shuffling and augmentation depend on."""
-    for part in (loader.sampler, loader.dataset):
-        if hasattr(part, "moment"):
-            part.moment = moment
+    if isinstance(loader.sampler, EpochShuffle):
+        loader.sampler.moment = moment

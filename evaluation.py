@@ -6,7 +6,11 @@ python evaluation.py --help
 The names that wsolevaluation has in this module are here as well, from wsol/wsolevaluation.py.
 """
 
+import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until wsol.run.command listens: end, and print no traceback
 
 from config import parse_evaluation_args
 from wsol.run import command
@@ -132,13 +136,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "center": metrics["center"],
         "seconds": {"evaluation": round(time.perf_counter() - start, 2)},
     }
+    if args.out:  # first: a closed pipe ends the command at the first line printed
+        write_file(args.out, json.dumps(results, indent=2) + "\n")
     print(f"{args.dataset_name} {args.split}, {metrics['num_images']:,} images; thresholds in brackets\n")
     print(f"{tables.threshold_table(results)}\n")
     for row in results["rows"]:
         label = f" {Variant.from_record(row).label}" if len(results["rows"]) > 1 else ""
         print(f"localization: {row['localization']}{label}")
-    if args.out:
-        write_file(args.out, json.dumps(results, indent=2) + "\n")
     return results
 
 

@@ -13,7 +13,11 @@ The network sees the whole picture squeezed to crop_size x crop_size, as in eval
 drawn over the picture in its own size and proportions.
 """
 
+import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until wsol.run.command listens: end, and print no traceback
 
 from config import DEFAULT_ARCHITECTURE, default_heads, extractor_options, gpu_indices, parse_picture_args, view_options
 from wsol.run import command
@@ -21,7 +25,6 @@ from wsol.run import command
 if __name__ == "__main__":
     command.check_early(parse_picture_args)  # the imports below take seconds; --help and mistyped flags should not
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -53,6 +56,7 @@ from wsol.run.checkpoint import Checkpoint
 from wsol.run.contact_sheet import contact_sheet
 from wsol.run.overlay import jpeg_bytes, overlay
 from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
+from wsol.workers import parallel_loader
 
 TOP = 5  # classes that are printed and drawn
 
@@ -167,13 +171,13 @@ def main(argv: list[str] | None = None) -> None:
     rows = variants(network.methods, network.heads, config.refine, refined_methods=config.refined_methods)
     check_output(out, good, rows, config.save_npy, config.override_cache)
 
+    command.when_interrupted(f"the pictures drawn so far are in {out}; start again with --override_cache")
     device = select_device(gpu_indices(config.gpus))
     network.model.to(device, memory_format=torch.channels_last)
     normalization = get_architecture(network.architecture)
     dataset = Pictures([picture.path for picture in good], config.crop_size, normalization.mean, normalization.std)
     # A single batch would be decoded before worker processes have started.
-    workers = min(config.workers, len(os.sched_getaffinity(0))) if len(good) > config.batch_size else 0
-    loader = DataLoader(dataset, config.batch_size, num_workers=workers)
+    loader = parallel_loader(dataset, config.batch_size, config.workers if len(good) > config.batch_size else 0)
     extractor = CamExtractor(
         network.model,
         network.methods,

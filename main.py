@@ -6,7 +6,11 @@ python main.py --dataset_name CUB --architecture resnet50 --methods cam,gradcam
 python main.py --experiment_name run-1 --eval_only
 """
 
+import signal
 import sys
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until wsol.run.command listens: end, and print no traceback
 
 from config import (
     RESULTS,
@@ -98,6 +102,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     apart = config.eval_only and differs_from_run(config, run, model, sources)
     model = model.to(device, memory_format=torch.channels_last)
     config.experiment_name = run.open(saved_settings(config), save=not config.eval_only, apart=apart)
+    how = "--eval_only" if config.eval_only else "--resume"
+    command.when_interrupted(
+        f"{run.path} has what was finished; go on with --root {run.root} --experiment_name {run.path.name} {how}"
+    )
     log_to(run.output / "log.txt")
     log.info("run folder: %s", run.path)
     wandb = WandbLogger(
@@ -840,7 +848,7 @@ def evaluate(
 
 def run_from_shell() -> int:
     """main() with the exit codes of a command."""
-    return command.run(main, "interrupted; to continue, add --resume and --experiment_name with the run folder's name")
+    return command.run(main)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from wsol.errors import InputError
 from wsol.evaluation.comparison import read_groups, table
+from wsol.run import command
 
 
 def report(arguments: argparse.Namespace) -> str:
@@ -83,4 +84,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -22,6 +22,7 @@ from wsol.datasets.reader import read_ids, read_lines
 from wsol.datasets.registry import SPLITS
 from wsol.datasets.writer import DatasetFolders
 from wsol.errors import InputError
+from wsol.run import command
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -85,4 +86,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -31,6 +31,7 @@ from wsol.datasets.publish import publish_metadata
 from wsol.datasets.registry import SPLITS, dataset_info, image_root
 from wsol.datasets.writer import DatasetMetadata
 from wsol.errors import InputError
+from wsol.run import command
 
 # Name of an official data set → what the folder given by --images contains.
 IMAGES_HELP = {"CUB": "the class folders", "CARS": "cars_train and cars_test", "ILSVRC": "val"}
@@ -200,4 +201,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

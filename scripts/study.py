@@ -30,6 +30,7 @@ from wsol.cam import Variant
 from wsol.datasets.cutouts import find_cutouts, make_cutouts
 from wsol.datasets.synthetic import make_synthetic
 from wsol.errors import InputError
+from wsol.run import command
 
 ROOT = Path(__file__).resolve().parent.parent
 # Student's t, 97.5 % quantile, for 1, 2, ... degrees of freedom.
@@ -329,4 +330,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command.run(main))

@@ -17,6 +17,7 @@ from wsol.datasets.reader import MaskPaths, read_split
 from wsol.datasets.registry import DATASETS
 from wsol.datasets.transforms import normalized
 from wsol.errors import InputError
+from wsol.workers import EpochIndex
 
 
 def read(folder: Path, split: str = "test", **more):
@@ -223,12 +224,14 @@ def test_augmentation_depends_on_seed_epoch_and_index_alone(tmp_path):
         return [x for batch in loader for x in batch]
 
     first, again, parallel, second = epoch(1), epoch(1), epoch(1, workers=2), epoch(2)
+    kept = make_loader(data, 4, 2, shuffle_seed=3)  # its processes outlive an epoch
+    for number, expected in ((1, first), (2, second), (1, first)):
+        set_epoch(kept, (0, number))
+        assert all(torch.equal(a, b) for a, b in zip((x for batch in kept for x in batch), expected, strict=True))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, again, parallel, strict=True))
     assert not torch.equal(first[2], second[2])  # another order
     assert sorted(torch.cat(first[2::3]).tolist()) == list(range(len(data)))
-    a, b = data[0][0], None
-    data.moment = (0, 5)
-    b = data[0][0]
+    a, b = data[0][0], data[EpochIndex(0, (0, 5))][0]
     assert a.shape == b.shape == (3, 32, 32) and not torch.equal(a, b)
     assert len(loader) == 3
 
@@ -247,7 +250,6 @@ def test_crops_and_flips_are_pieces_of_the_resized_image(tmp_path):
     }
     seen = set()
     for epoch in range(150):
-        data.moment = (0, epoch)
-        view = data[0][0]
+        view = data[EpochIndex(0, (0, epoch))][0]
         seen.add(next(key for key, piece in pieces.items() if torch.allclose(view, piece, atol=1e-5)))
     assert seen == set(pieces)  # all nine corners, both ways

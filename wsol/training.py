@@ -20,6 +20,7 @@ from wsol.device import to_device
 from wsol.errors import InputError
 from wsol.log import progress
 from wsol.losses import Objective
+from wsol.workers import parallel_loader
 
 FEATURE_CACHE_BYTES = 2 * 1024**3
 
@@ -263,12 +264,12 @@ class Trainer:
             self._features, self._features_tried = None, False
             return on_images(model, regions), self.loader
         if not self._features_tried or (regions is not None and not self._features_have_regions):
-            in_order = DataLoader(self.loader.dataset, self.loader.batch_size, num_workers=self.loader.num_workers)
+            in_order = parallel_loader(self.loader.dataset, self.loader.batch_size, self.loader.num_workers)
             self._features = cache_features(model, in_order, self.device, regions)
             self._features_tried, self._features_have_regions = True, regions is not None
         if self._features is None:
             return on_images(model, regions), self.loader
-        loader = DataLoader(self._features, self.loader.batch_size, sampler=self.loader.sampler)
+        loader = parallel_loader(self._features, self.loader.batch_size, 0, sampler=self.loader.sampler)
         return on_features(model, regions is not None), loader
 
 

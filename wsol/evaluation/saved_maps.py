@@ -7,8 +7,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.file_checks import missing_files
@@ -29,6 +27,7 @@ from wsol.evaluation.split import Evaluation
 from wsol.files import npy_bytes, write_file
 from wsol.geometry import RESOLUTION
 from wsol.log import progress
+from wsol.workers import parallel_loader
 
 # What np.load raises for a file that is not an array: cut off, pickled, a broken zip, a nonsensical header.
 _NOT_READABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile)
@@ -190,13 +189,7 @@ def evaluate_saved(
     """
     chunks = SavedMaps(metadata, files, settings)
     total = Evaluation(metadata, list(files), **settings)
-    processes = min(workers, len(os.sched_getaffinity(0)), len(chunks))
-    loader = DataLoader(chunks, batch_size=None, num_workers=processes, worker_init_fn=_ignore_ctrl_c)
+    loader = parallel_loader(chunks, None, min(workers, len(chunks)))
     for chunk in progress(loader, "evaluating", unit="chunk"):
         total.merge(chunk)
     return total
-
-
-def _ignore_ctrl_c(_: int) -> None:
-    """Ctrl-C reaches every process of the terminal, but a worker is stopped by its parent."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

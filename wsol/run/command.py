@@ -1,51 +1,128 @@
-"""How a command ends: exit code 0, 2 after one line that names the remedy, 130 after Ctrl-C; never a traceback."""
+"""How a command ends: exit code 0; 2 after one line that names the remedy; 130 or 143 after Ctrl-C or SIGTERM.
+
+A traceback, by contrast, is always a defect of the program. A command calls `check_early` before its slow imports and
+`run` to do its work; from the first of these on, a signal ends it within SECONDS_TO_END, with one line and without
+leaving a process behind.
+"""
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import errno
+import multiprocessing
+import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
+from typing import Any
 
 from wsol.errors import InputError
 from wsol.log import log
 
-_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+SECONDS_TO_END = 8.0
+_SECONDS_BEFORE_INSISTING = 3.0
+_NOTHING_KEPT = "nothing was written"
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM)
+_SHARED_MEMORY = ("shared memory", "(shm)", "unable to write to file </torch", "Bus error")
 
 
-def run(main: Callable[[], object], interrupted: str = "interrupted") -> int:
-    """Call main() and return the command's exit code.
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM, raised in the main thread."""
 
-    Args:
-        interrupted: logged after Ctrl-C, such as how to continue.
 
-    Errors that are neither the user's nor the machine's (InputError, no memory, no place to write) pass through.
+class _State:
+    """What signals have done to this process."""
+
+    listening = False  # signals are ours: this is a command, not a test or another program that calls its main()
+    working = False  # `run` is there to catch Interrupted
+    received: int | None = None
+    ending = False
+    advice = _NOTHING_KEPT
+
+
+def run(main: Callable[[], object]) -> int:
+    """Call main() and return the command's exit code, main's own if it returns one.
+
+    Errors that are the program's own pass through.
     """
+    code = _run(main)
+    if _State.listening:  # all is done; the interpreter's own end would answer a signal by its default
+        _answer_with(signal.SIG_IGN)
+    return code
+
+
+def _run(main: Callable[[], object]) -> int:
+    if sys.stdout is None:  # closed by the shell (>&-): the next file to be opened would receive what is printed
+        return fail("standard output is closed; redirect it to a file or to /dev/null")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without Greek still gets its table
+    _State.working = True
     try:
-        main()
-        return 0
+        code = _exit_code(main)
+        return code or _flushed()
+    except KeyboardInterrupt:
+        return _end(_State.received or signal.SIGINT)
+    except BaseException:
+        # torch raises an error of its own if a worker ends before the signal is seen here.
+        if _State.received is None:
+            raise
+        return _end(_State.received)
+    finally:
+        _State.working = False
+
+
+def _exit_code(main: Callable[[], object]) -> int:
+    try:
+        code = main()
+        return code if isinstance(code, int) else 0
     except InputError as error:
         return fail(str(error))
     except OSError as error:
+        if error.errno in (*_NOT_WRITABLE, errno.EPIPE) and not error.filename:  # every file of ours is named
+            return _output_failed(error)
+        if error.errno in _NOT_ALLOWED:
+            return fail(f"no permission for {error.filename or 'a file'}: {error.strerror}")
         if error.errno not in _NOT_WRITABLE:
             raise
-        return fail(f"cannot write {error.filename or 'a file'}: {error.strerror}")
+        return fail(f"cannot write {error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if any(words in str(error) for words in _SHARED_MEMORY):
+            return fail(
+                f"the data loading processes need more shared memory than /dev/shm has ({reason}); enlarge it, or "
+                "give --workers 0"
+            )
         if not _is_out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         return fail(f"out of memory ({reason}); try a smaller --batch_size or --crop_size")
-    except KeyboardInterrupt:
-        log.info(interrupted)
-        return 130
+
+
+def _flushed() -> int:
+    """0 once everything printed has left; otherwise 2, after a line that says why it could not."""
+    try:
+        sys.stdout.flush()
+        return 0
+    except OSError as error:
+        return _output_failed(error)
+
+
+def _output_failed(error: OSError) -> int:
+    # Otherwise the interpreter tries again at its end, and complains in its own words.
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+    return fail(f"cannot write to standard output: {error.strerror}; redirect it to a file")
 
 
 def check_early(parse: Callable[[], object]) -> None:
     """Parse the command line before slow imports: --help and mistyped flags are answered at once, and end the process.
 
-    A command calls this in front of its imports of torch and the like, and parses again when it runs.
+    A command calls this in front of its imports of torch and the like, and parses again when it runs. From here on,
+    signals are answered as the module says.
     """
-    code = run(parse)
+    _listen()
+    code = _run(parse)
     if code:
         sys.exit(code)
 
@@ -53,8 +130,86 @@ def check_early(parse: Callable[[], object]) -> None:
 def fail(message: str) -> int:
     """Print an error as one line and return its exit code, 2."""
     log.debug("stopped by an error", exc_info=True)
-    print(f"error: {message}", file=sys.stderr)
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError):
+            print(f"error: {message}", file=sys.stderr, flush=True)
     return 2
+
+
+# --------------------------------------------------------------------------- signals
+
+
+def when_interrupted(advice: str) -> None:
+    """From now on, say this after a signal: what is kept, and how to go on."""
+    _State.advice = advice
+
+
+def _listen() -> None:
+    """Answer SIGINT and SIGTERM, and keep libraries from printing what they make of them."""
+    owner = os.getpid()
+
+    def answer(number: int, _frame: Any) -> None:
+        if os.getpid() != owner:  # a data loading process that was forked a moment ago
+            os._exit(128 + number)
+        if not _State.working:  # in the middle of imports, which an exception would leave half done
+            _end(number)
+        if _State.ending:
+            return
+        if _State.received is None:
+            _State.received = number
+            # Not threading.Thread: the signal may have come while the main thread holds one of its locks.
+            _thread.start_new_thread(_insist, (number,))
+        raise Interrupted
+
+    _answer_with(answer)
+    _State.listening = True
+    for module, hook in ((sys, "unraisablehook"), (threading, "excepthook")):
+        setattr(module, hook, _unless_interrupted(getattr(module, hook)))
+
+
+def _answer_with(handler: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
+
+
+def _unless_interrupted(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda details: None if _State.received is not None else hook(details)
+
+
+def _insist(number: int) -> None:
+    """Raise again if a library swallowed the exception, or if tidying up takes too long; in the end, just end."""
+    start = time.monotonic()
+    pause = _SECONDS_BEFORE_INSISTING
+    while time.monotonic() - start < SECONDS_TO_END:
+        time.sleep(pause)
+        if not _State.ending:
+            _thread.interrupt_main(signal.Signals(number))
+        pause = 1.0
+    _end(number)
+
+
+def _end(number: int) -> int:
+    """End the process after a signal, with its children; where signals are not ours, return the exit code."""
+    if not _State.ending:
+        _State.ending = True
+        if _State.listening and threading.current_thread() is threading.main_thread():
+            _answer_with(signal.SIG_IGN)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker ends
+        line = f"interrupted; {_State.advice}"
+        if log.handlers and _State.working and threading.current_thread() is threading.main_thread():
+            log.info(line)
+        else:  # what the main thread is in the middle of may hold the locks of print and log
+            with contextlib.suppress(OSError):
+                os.write(1, f"{line}\n".encode())
+    if not _State.listening:
+        _State.ending = False
+        return 128 + number
+    for child in multiprocessing.active_children():
+        child.kill()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(Exception):
+            stream.flush()
+    os._exit(128 + number)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -169,8 +169,12 @@ class RunFolder:
 
     def append_metrics(self, **line: Any) -> None:
         """Add a line to metrics.jsonl."""
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}; make room and go on with --resume") from None
 
     def forget_metrics_after(self, last_epochs: Mapping[str, float]) -> None:
         """Drop the lines of epochs that no checkpoint has; a resumed run trains them again.
