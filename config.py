@@ -318,8 +318,8 @@ _MAIN_SETTINGS = (
     _flag("flip", "further views: each of them mirrored left to right", group=_MAPS, commands=_BOTH),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH),
-    Setting("bootstrap", "resamples of the test images for the 95%% intervals of results.json; 0 leaves them out", 1000,
-            count, metavar="N", group=_MAPS),
+    Setting("bootstrap", "resamples of the test images for the 95%% intervals of MaxBoxAccV2 and PxAP; 0 leaves these "
+            "out. Shares of images have Wilson's interval, which needs none", 1000, count, metavar="N", group=_MAPS),
     Setting("fidelity", f"further measures of the maps on the test split: {', '.join(MEASURES)}, all or none; each but "
             "pointing costs forward passes per image and row (--dry_run counts them)", [], names, metavar="A,B,...",
             group=_MAPS),
@@ -328,8 +328,9 @@ _MAIN_SETTINGS = (
             metavar="X", commands=_MEASURING),
     Setting("iou_threshold_list", "IoU thresholds of box accuracy, in percent", [30, 50, 70], _number(int, 1, 100),
             nargs="+", metavar="N", group=_MAPS, commands=_MEASURING),
-    Setting("loc_threshold", "score map threshold of gt_loc and top1_loc", 0.2, share, group=_MAPS,
-            commands=_MEASURING),
+    Setting("loc_threshold", "score map threshold of gt_loc, top1_loc and top5_loc; that of gt_loc_val and "
+            "top1_loc_val is the best on the val split, that of maxboxacc and gt_loc_best the best on the test split",
+            0.2, share, group=_MAPS, commands=_MEASURING),
     Setting("gt_boxes", "ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an "
             "image, or the first one only, as in the authors' code; MaxBoxAcc (V1 and V2) and PxAP do not depend on it",
             "any", choices=("any", "first"), group=_MAPS, commands=_MEASURING),

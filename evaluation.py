@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "center": metrics["center"],
         "seconds": {"evaluation": round(time.perf_counter() - start, 2)},
     }
-    print(f"{args.dataset_name} {args.split}, {metrics['num_images']:,} images; thresholds in brackets\n")
+    print(f"{args.dataset_name} {args.split}, {metrics['num_images']:,} images; thresholds in brackets; †: best here\n")
     print(f"{tables.threshold_table(results)}\n")
     for row in results["rows"]:
         label = f" {Variant.from_record(row).label}" if len(results["rows"]) > 1 else ""

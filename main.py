@@ -694,7 +694,7 @@ def measure(
         for variant, row in zip(extractor.variants, metrics["rows"], strict=True)
     ]
     images = evaluation.per_image(data.name, metrics)
-    bootstrap = add_intervals(metrics, images, config.bootstrap, config.seed) if config.bootstrap else None
+    intervals = add_intervals(metrics, images, config.bootstrap, config.seed)
     for row in metrics["rows"]:
         if row["head"] != NO_HEAD:
             row["cam_target"] = config.cam_target
@@ -718,7 +718,7 @@ def measure(
         **({} if branch is None else {"branch": branch}),
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
-        **({} if bootstrap is None else {"bootstrap": bootstrap}),
+        "intervals": intervals,
         **({} if choice is None else {"affinity": choice}),
         **({"affinity_layer": layer} if (layer := extractor.guiding_layers.get(AFFINITY)) else {}),
         "classification": metrics["classification"],

@@ -37,6 +37,11 @@ def files_below(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+KEYS_OF_SHARES = ["maxboxacc", "maxboxacc_v1", "top1"] + [
+    f"{which}_loc{end}" for which in ("gt", "top1") for end in ("", "_best", "_val")
+]
+
+
 def results_without_times(results: dict) -> dict:
     return {key: value for key, value in results.items() if key not in ("seconds", "cost", "config")}
 
@@ -120,7 +125,11 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         low, high = row["interval"]["maxboxacc"]["30"]
         assert 0 <= low <= row["maxboxacc"]["30"] <= high <= 100
     assert {row["cam_target"] for row in saved["rows"]} == {"gt"} and "cam_target" not in saved["center"]
-    assert saved["bootstrap"]["resamples"] == 100 and set(saved["bootstrap"]["classification"]) == {"top1"}
+    intervals = saved["intervals"]
+    assert intervals["resamples"] == 100 and set(intervals["classification"]) == {"top1"}
+    assert intervals["kinds"] == dict.fromkeys(KEYS_OF_SHARES, "wilson") | dict.fromkeys(
+        ["maxboxacc_v2", "pxap"], "bootstrap"
+    )
     with open(folder / "per_class.csv", newline="") as file:
         classes = list(csv.DictReader(file))
     assert len(classes) == 3 * len(rows) and classes[1]["row"] == "cam_softmax_clamped"
@@ -173,7 +182,9 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
             "0",
         ]
     )
-    assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
+    # Without resamples the intervals of shares stay, which need none.
+    assert len(fewer["rows"]) == 1 and "bootstrap" not in fewer["intervals"]["kinds"].values()
+    assert {"gt_loc", "maxboxacc"} <= set(fewer["rows"][0]["interval"]) and "pxap" not in fewer["rows"][0]["interval"]
     assert list(PerImage.load(folder).rows) == ["cam_sigmoid_clamped"]
     again = ["--root", str(root / "runs"), "--experiment_name", "run", "--eval_only", "--eval_checkpoint_type"]
     with pytest.raises(InputError, match="has no sigmoid branch"):

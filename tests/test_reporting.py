@@ -59,27 +59,36 @@ RESULTS = {
 
 
 def test_table_compares_with_the_methods_softmax_row():
-    lines = [line.split() for line in tables.results_table(RESULTS).splitlines()]
-    assert lines[0] == ["method", "head", "MaxBoxAccV2", "Δ", "@30", "@50", "GT-Loc", "Top-1", "Loc"]
-    assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "50.0"]
+    """Columns of a threshold that is best on test are marked; GT-Loc at val's threshold stands beside the fixed one."""
+    results = copy.deepcopy(RESULTS)
+    results["rows"][0]["gt_loc_val"] = 58.0
+    lines = [line.split() for line in tables.results_table(results).splitlines()]
+    assert lines[0] == ["method", "head", "MaxBoxAccV2†", "Δ", "@30†", "@50†", "GT-Loc", "GT-Loc@val", "Top-1", "Loc"]
+    assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "58.0", "50.0"]
     assert lines[3] == ["sigmoid,", "clamped", "71.5", "+1.5", "82.0", "61.0", "56.0", "51.0"]
     assert lines[5] == ["eigencam", "no", "head", "1.5", "1.0", "2.0", "3.0", "2.0"]
     assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
-    assert "Top-1 91.7 %, Top-5 100.0 %" in tables.summary(RESULTS)
+    text = tables.summary(results)
+    assert "Top-1 91.7 %, Top-5 100.0 %" in text
+    assert "†: at the threshold that is best on these images" in text and "at the threshold 0.2" in text
+    assert "GT-Loc@val: at the threshold that is best on the val split" in text
+    assert "GT-Loc@val" not in tables.summary(RESULTS)
 
 
 def test_table_with_intervals():
-    """± is half the interval's width, beside the compared metrics only; the centre baseline has one, too."""
-    results = copy.deepcopy(RESULTS) | {"bootstrap": {"resamples": 1000, "classification": {"top1": [88.0, 95.0]}}}
+    """An interval is written by its bounds, since it need not be symmetric; beside the compared metrics only."""
+    intervals = {"resamples": 1000, "classification": {"top1": [64.6, 98.5], "top5": [75.75, 100.0]}}
+    results = copy.deepcopy(RESULTS) | {"intervals": intervals}
     results["rows"][0]["interval"] = {"maxboxacc_v2": [67.0, 72.0], "gt_loc": [50.0, 60.0]}
     results["center"]["interval"] = {"maxboxacc_v2": [20.0, 40.0]}
     lines = [line.split() for line in tables.results_table(results).splitlines()]
-    assert lines[0][:7] == ["method", "head", "MaxBoxAccV2", "±", "Δ", "@30", "@50"]
-    assert lines[2][:4] == ["cam", "softmax", "70.0", "2.5"] and lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
-    assert lines[7][:4] == ["centre", "Gaussian", "30.0", "10.0"]
+    assert lines[0][:7] == ["method", "head", "MaxBoxAccV2†", "95", "%", "Δ", "@30†"]
+    assert lines[2][:4] == ["cam", "softmax", "70.0", "67.0–72.0"]
+    assert lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
+    assert lines[7][:4] == ["centre", "Gaussian", "30.0", "20.0–40.0"]
     text = tables.summary(results)
-    assert "Top-1 91.7 ± 3.5 %, Top-5 100.0 %" in text and "95 % interval over images (1,000 resamples)" in text
-    assert "±" not in tables.summary(RESULTS)
+    assert "Top-1 91.7 % [64.6–98.5], Top-5 100.0 % [75.8–100.0]" in text and "95 %: interval over images" in text
+    assert "±" not in text and "95 %" not in tables.summary(RESULTS)
 
 
 def test_flat_names_of_intervals():
