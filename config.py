@@ -30,9 +30,12 @@ from wsol.errors import InputError, nearest, plain_name
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.measures import MEASURES
+from wsol.run.figure_options import COLORMAPS, DEFAULT_COLORMAP, FIGURE_FORMATS
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
-DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
+# Behind global average pooling and one linear layer, as in the default network, xgradcam, hirescam and shapleycam equal
+# gradcam, and layercam equals clamped gradcam. eigencam differs: it sees the trunk alone, so it has one row.
+DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "eigencam")
 
 # --unfreeze_layer → trainable parts of a Classifier. The references' names of layers work on every network.
 UNFREEZE = {
@@ -323,6 +326,11 @@ _MAIN_SETTINGS = (
     Setting("fidelity", f"further measures of the maps on the test split: {', '.join(MEASURES)}, all or none; each but "
             "pointing costs forward passes per image and row (--dry_run counts them)", [], names, metavar="A,B,...",
             group=_MAPS),
+    Setting("colormap", f"colours of score maps in figures: {', '.join(COLORMAPS)}. All but turbo are perceptually "
+            "uniform and keep their order in grey print", DEFAULT_COLORMAP, choices=COLORMAPS, metavar="NAME",
+            group=_MAPS, commands=_BOTH, scope=THIS_CALL),
+    Setting("figure_format", f"file formats of the figures, of {', '.join(FIGURE_FORMATS)}", ["png"], names,
+            metavar="A,B,...", group=_MAPS, scope=THIS_CALL),
     _flag("save_scoremaps", "write every evaluated map to scoremaps/ in the run folder", group=_MAPS),
     Setting("cam_curve_interval", "step between score map thresholds", 0.001, _number(float, 1e-5, 1), group=_MAPS,
             metavar="X", commands=_MEASURING),
@@ -681,6 +689,7 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--scales is empty; 1 is the image as it is")
     if config.fidelity:
         _check_names("fidelity", config.fidelity, MEASURES)
+    _check_names("figure_format", config.figure_format, FIGURE_FORMATS)
     branch_heads = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":
         if branch_heads:

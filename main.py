@@ -108,7 +108,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         report.write(run, results, measured.images, class_names)
         log.info("\n%s", tables.summary(results))
         drawn = figures.draw_results(
-            run.figures, measured.evaluation, results["rows"], class_names, config.loc_threshold
+            run.figures,
+            measured.evaluation,
+            results["rows"],
+            class_names,
+            config.loc_threshold,
+            colormap=config.colormap,
+            formats=config.figure_format,
         )
         wandb.log_results(results, drawn)
     wandb.close()

@@ -79,8 +79,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         "maps_cam.png",
         "maps_gradcam.png",
         "maps_gradcam++.png",
-        "maps_xgradcam.png",
-        "maps_layercam.png",
+        "maps_eigencam.png",
         "box_accuracy.png",
     }
     for path in (folder / "figures").iterdir():
@@ -92,8 +91,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert set(saved["seconds"]) == {"train", "inference", "evaluation"}
     assert set(saved["classification"]) == {"top1"}  # top5 says nothing with three classes
     rows = [(r["method"], r["head"], r["clamped"]) for r in saved["rows"]]
-    assert len(rows) == len(set(rows)) == 4 * 3 + 2
-    assert ("layercam", "sigmoid", False) in rows and ("cam", "sigmoid", True) in rows
+    assert len(rows) == len(set(rows)) == 3 * 3 + 1
+    assert ("eigencam", "none", False) in rows and ("cam", "sigmoid", True) in rows
     for row in saved["rows"]:
         assert {
             "maxboxacc",
@@ -124,7 +123,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         assert {*row["interval"]} >= {"maxboxacc", "maxboxacc_v2", "gt_loc", "gt_loc_best", "pxap"}
         low, high = row["interval"]["maxboxacc"]["30"]
         assert 0 <= low <= row["maxboxacc"]["30"] <= high <= 100
-    assert {row["cam_target"] for row in saved["rows"]} == {"gt"} and "cam_target" not in saved["center"]
+    targets = [row.get("cam_target") for row in [*saved["rows"], saved["center"]]]
+    assert targets == ["gt"] * 9 + [None, None]  # eigencam sees no class, the centre baseline neither
     intervals = saved["intervals"]
     assert intervals["resamples"] == 100 and set(intervals["classification"]) == {"top1"}
     assert intervals["kinds"] == dict.fromkeys(KEYS_OF_SHARES, "wilson") | dict.fromkeys(
@@ -191,7 +191,7 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
         program.main([*again, "vanilla_last", "--model_structure", "b2"])
     probe = program.main([*again, "vanilla_last"])
     assert [r["maxboxacc"] for r in probe["rows"]] == [
-        r["maxboxacc"] for r in results["rows"] if r["head"] == "softmax" and not r["clamped"]
+        r["maxboxacc"] for r in results["rows"] if r["head"] in ("softmax", "none") and not r["clamped"]
     ]
     with pytest.raises(InputError, match=r"no checkpoint .*present there: 1, 2, best, last, vanilla_1, "):
         program.main([*again, "highest"])

@@ -7,11 +7,9 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from wsol.cam import Variant
 from wsol.evaluation.results import flatten
-from wsol.run import figures, report, tables
+from wsol.run import report, tables
 from wsol.run.folder import RunFolder
 from wsol.run.overlay import overlay
 from wsol.run.wandb_logger import WandbLogger
@@ -162,24 +160,3 @@ def test_overlay_is_blue_where_low_and_red_where_high():
     painted = overlay(image, scoremap).astype(int)
     assert painted.shape == image.shape
     assert painted[10, -1, 0] > painted[10, -1, 2] + 30 and painted[10, 0, 2] > painted[10, 0, 0]
-
-
-@pytest.mark.parametrize("truth", ["boxes", "mask", "none"])
-def test_map_grid_draws_maps_and_truth(tmp_path, truth):
-    rows = [Variant("cam", "softmax"), Variant("cam", "sigmoid", clamped=True)]
-    scoremap = np.zeros((224, 224), np.float32)
-    scoremap[50:150, 60:120] = 1
-    mask = np.zeros((224, 224), np.uint8)
-    mask[40:160, 40:160] = 1
-    example = figures.Example(
-        np.full((80, 120, 3), 90, np.uint8),
-        "grey",
-        dict.fromkeys(rows, scoremap),
-        np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,
-        mask if truth == "mask" else None,
-    )
-    path = figures.map_grid(tmp_path / "new" / "maps.png", "cam", [example, example], dict.fromkeys(rows, 0.5))
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    green = ((pixels[..., 1] > 200) & (pixels[..., 0] < 120)).sum()
-    red = ((pixels[..., 0] > 220) & (pixels[..., 1] < 90)).sum()
-    assert red > 100 and (green > 100) == (truth != "none")
