@@ -55,7 +55,7 @@ class BoxThreshold(NamedTuple):
     """The threshold at which a variant's boxes are drawn, and the metric that counts these boxes."""
 
     tau: float
-    metric: str  # "GT-Loc@val" or "GT-Loc"
+    metric: str  # "GT-Loc@val" or "GT-Loc"; empty for a data set with masks alone, whose metric has no threshold
 
 
 @dataclass
@@ -105,7 +105,7 @@ def draw_results(
     thresholds = {
         variant: BoxThreshold(row["tau"]["gt_loc_val"], "GT-Loc@val")
         if "gt_loc_val" in row
-        else BoxThreshold(loc_threshold, "GT-Loc")
+        else BoxThreshold(loc_threshold, "GT-Loc" if "gt_loc" in row else "")
         for variant, row in zip(evaluation.rows, rows, strict=True)
     }
     examples = _examples(evaluation, class_names)
@@ -195,7 +195,7 @@ def map_grid(
         axis.set_title("\n".join(filter(None, [heading, axis.get_title()])), fontsize=8)
     metric = next(iter(thresholds.values())).metric
     chosen = "the threshold tau that is best on val" if metric == "GT-Loc@val" else "the fixed threshold tau"
-    figure.suptitle(f"{method}; boxes at {chosen}, those of {metric}", fontsize=10)
+    figure.suptitle(f"{method}; boxes at {chosen}" + (f", those of {metric}" if metric else ""), fontsize=10)
     legend = [Line2D([], [], label="ground truth", **_cased(**_TRUTH))]
     legend.append(Line2D([], [], label="box of the map (largest contour)", **_cased(**_BOX)))
     figure.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=8, frameon=False, handlelength=4)
