@@ -118,16 +118,25 @@ def test_a_grid_has_one_legend_and_a_colour_bar(tmp_path, truth):
 def test_captions_say_threshold_prediction_and_iou():
     """The IoU is GT-Loc's, at the resolution of the maps; with --gt_boxes first that of the first box."""
     text = texts(grid(example()))
-    assert "boxes at the threshold tau that is best on val, those of GT-Loc@val" in text
+    assert text.startswith("cam\nboxes of GT-Loc@val: tau is the best on val\n")
     assert "box at tau 0.125" in text and "a$b\npredicted: c$d" in text
     # Ground truth 61 x 201 pixels, box 61 x 101 (its upper bounds belong to it), inside.
     assert "IoU 0.50" in text
-    assert "those of GT-Loc\n" in texts(grid(example(), metric="GT-Loc"))
+    assert "boxes of GT-Loc: tau is fixed\n" in texts(grid(example(), metric="GT-Loc"))
     moved = example(first_box=True)
     moved.boxes = moved.boxes[::-1]
     assert "IoU 0.00" in texts(grid(moved))
     masked = texts(grid(example("mask"), metric=""))  # masks alone: no metric of the table counts boxes
-    assert "IoU" not in masked and masked.startswith("cam; boxes at the fixed threshold tau\n")
+    assert "IoU" not in masked and "boxes of each map: tau is fixed\n" in masked
+
+
+def test_titles_and_legends_fit_into_a_narrow_figure():
+    """A single map beside its image, as of a network with one head."""
+    figure = figures.map_grid("gradcamelementwise", [example()], {ROWS[0]: BoxThreshold(0.125, "GT-Loc@val")})
+    figure.draw_without_rendering()
+    for part in (figure._suptitle, figure.legends[0]):
+        extent = part.get_window_extent()
+        assert extent.x0 >= 0 and extent.x1 <= figure.bbox.x1
 
 
 # ------------------------------------------------------------------- curves

@@ -173,12 +173,16 @@ def map_grid(
         The figure.
     """
     columns = list(thresholds)
+    side = 2.2  # inches, a panel's width
+    heights = [side * min(example.image.shape[0] / example.image.shape[1], 1.3) for example in examples]
+    captions = 0.3 * len(examples) + 1.5
     figure, axes = plt.subplots(
         len(examples),
         1 + len(columns),
         squeeze=False,
         layout="constrained",
-        figsize=(2.2 * (1 + len(columns)), 2.35 * len(examples) + 1.1),
+        height_ratios=heights,
+        figsize=(side * (1 + len(columns)), sum(heights) + captions),
     )
     for line, example in zip(axes, examples, strict=True):
         _show(line[0], example.image, example.title)
@@ -194,8 +198,8 @@ def map_grid(
         heading = f"{variant.head_label}\nbox at tau {threshold.tau:.3g}"
         axis.set_title("\n".join(filter(None, [heading, axis.get_title()])), fontsize=8)
     metric = next(iter(thresholds.values())).metric
-    chosen = "the threshold tau that is best on val" if metric == "GT-Loc@val" else "the fixed threshold tau"
-    figure.suptitle(f"{method}; boxes at {chosen}" + (f", those of {metric}" if metric else ""), fontsize=10)
+    chosen = "the best on val" if metric == "GT-Loc@val" else "fixed"
+    figure.suptitle(f"{method}\nboxes of {metric or 'each map'}: tau is {chosen}", fontsize=10)
     legend = [Line2D([], [], label="ground truth", **_cased(**_TRUTH))]
     legend.append(Line2D([], [], label="box of the map (largest contour)", **_cased(**_BOX)))
     figure.legend(handles=legend, loc="outside lower center", ncols=2, fontsize=8, frameon=False, handlelength=4)
