@@ -8,10 +8,11 @@ from matplotlib import colors
 from PIL import Image
 
 import main as program
-from config import DEFAULT_METHODS
+from config import DEFAULT_METHODS, parse_args
 from wsol import CamExtractor, dualize, to_scoremaps
 from wsol.cam import Variant
 from wsol.classifier import Classifier
+from wsol.errors import InputError
 from wsol.evaluation.split import Evaluation
 from wsol.run import figures
 from wsol.run.contact_sheet import contact_sheet
@@ -188,6 +189,14 @@ def test_the_command_draws_in_the_formats_and_at_the_threshold_of_the_table(shap
     assert [threshold.tau for threshold in thresholds.values()] == [row["tau"]["gt_loc_val"] for row in results["rows"]]
     assert {threshold.metric for threshold in thresholds.values()} == {"GT-Loc@val"}
     assert all("\npredicted: " in shown.title for shown in examples)
+
+
+def test_unknown_formats_and_colours_are_refused_before_any_work(capsys):
+    with pytest.raises(InputError, match=r"--figure_format: unknown name 'bmp' \(known: png, pdf, svg\)"):
+        parse_args(["--figure_format", "png,bmp"])
+    with pytest.raises(SystemExit) as ended:
+        parse_args(["--colormap", "jet"])
+    assert ended.value.code == 2 and "viridis" in capsys.readouterr().err
 
 
 def test_without_a_val_split_boxes_are_those_of_the_fixed_threshold(tmp_path, monkeypatch):

@@ -134,6 +134,17 @@ def test_wandb_never_stops_a_run(tmp_path, monkeypatch, broken):
     wandb.close()
 
 
+def test_wandb_gets_the_figures_that_it_can_show(tmp_path, monkeypatch):
+    """Of a figure that is saved as PNG and PDF it gets the PNG; a PDF is not an image there."""
+    logged = {}
+    run = types.SimpleNamespace(summary={}, log=logged.update, finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **_: run, Image=str, Settings=lambda **_: None, Table=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    wandb = WandbLogger(True, project=None, name="x", folder=tmp_path, config={})
+    wandb.log_results(RESULTS, [tmp_path / "maps.png", tmp_path / "maps.pdf"])
+    assert logged["figures/maps"] == str(tmp_path / "maps.png")
+
+
 def test_wandb_is_offline_without_credentials(tmp_path, monkeypatch, caplog):
     started = {}
     fake = types.SimpleNamespace(init=lambda **kw: started.update(kw), Settings=lambda **_: None)
