@@ -32,9 +32,12 @@ from wsol.log import log
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.measures import MEASURES
+from wsol.run.figure_options import COLORMAPS, DEFAULT_COLORMAP, FIGURE_FORMATS
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
-DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "xgradcam", "layercam")
+# Behind global average pooling and one linear layer, as in the default network, xgradcam, hirescam and shapleycam equal
+# gradcam, and layercam equals clamped gradcam. eigencam differs: it sees the trunk alone, so it has one row.
+DEFAULT_METHODS = ("cam", "gradcam", "gradcam++", "eigencam")
 
 # --unfreeze_layer → trainable parts of a Classifier. The references' names of layers work on every network.
 UNFREEZE = {
@@ -341,18 +344,25 @@ _MAIN_SETTINGS = (
     _flag("flip", "further views: each of them mirrored left to right", group=_MAPS, commands=_BOTH),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH, bears_on=NOTHING),
-    Setting("bootstrap", "resamples of the test images for the 95%% intervals of results.json; 0 leaves them out", 1000,
-            _number(int, 0, 100_000), metavar="N", group=_MAPS),
+    Setting("bootstrap", "resamples of the test images for the 95%% intervals of MaxBoxAccV2 and PxAP; 0 leaves these "
+            "out. Shares of images have Wilson's interval, which needs none", 1000, _number(int, 0, 100_000),
+            metavar="N", group=_MAPS),
     Setting("fidelity", f"further measures of the maps on the test split: {', '.join(MEASURES)}, all or none; each but "
             "pointing costs forward passes per image and row (--dry_run counts them)", [], names, metavar="A,B,...",
             group=_MAPS),
+    Setting("colormap", f"colours of score maps in figures: {', '.join(COLORMAPS)}. All but turbo are perceptually "
+            "uniform and keep their order in grey print", DEFAULT_COLORMAP, choices=COLORMAPS, metavar="NAME",
+            group=_MAPS, commands=_BOTH, scope=THIS_CALL, bears_on=NOTHING),
+    Setting("figure_format", f"file formats of the figures, of {', '.join(FIGURE_FORMATS)}", ["png"], names,
+            metavar="A,B,...", group=_MAPS, scope=THIS_CALL, bears_on=NOTHING),
     _flag("save_scoremaps", "write every evaluated map to scoremaps/ in the run folder", group=_MAPS, bears_on=NOTHING),
     Setting("cam_curve_interval", "step between score map thresholds", 0.001, _number(float, 1e-5, 1), group=_MAPS,
             metavar="X", commands=_MEASURING),
     Setting("iou_threshold_list", "IoU thresholds of box accuracy, in percent", [30, 50, 70], _number(int, 1, 100),
             nargs="+", metavar="N", group=_MAPS, commands=_MEASURING),
-    Setting("loc_threshold", "score map threshold of gt_loc and top1_loc", 0.2, share, group=_MAPS,
-            commands=_MEASURING),
+    Setting("loc_threshold", "score map threshold of gt_loc, top1_loc and top5_loc; that of gt_loc_val and "
+            "top1_loc_val is the best on the val split, that of maxboxacc and gt_loc_best the best on the test split",
+            0.2, share, group=_MAPS, commands=_MEASURING),
     Setting("gt_boxes", "ground truth of gt_loc, top1_loc, top5_loc and their _best and _val forms: any box of an "
             "image, or the first one only, as in the authors' code; MaxBoxAcc (V1 and V2) and PxAP do not depend on it",
             "any", choices=("any", "first"), group=_MAPS, commands=_MEASURING),
@@ -743,6 +753,7 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--scales is empty; 1 is the image as it is")
     if config.fidelity:
         _check_names("fidelity", config.fidelity, MEASURES)
+    _check_names("figure_format", config.figure_format, FIGURE_FORMATS)
     branch_heads = [head for head in config.heads if head.startswith("sigmoid")]
     if config.model_structure != "b2":
         if branch_heads:

@@ -138,7 +138,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     }
     if args.out:  # first: a closed pipe ends the command at the first line printed
         write_file(args.out, json.dumps(results, indent=2) + "\n")
-    print(f"{args.dataset_name} {args.split}, {metrics['num_images']:,} images; thresholds in brackets\n")
+    print(f"{args.dataset_name} {args.split}, {metrics['num_images']:,} images; thresholds in brackets; †: best here\n")
     print(f"{tables.threshold_table(results)}\n")
     for row in results["rows"]:
         label = f" {Variant.from_record(row).label}" if len(results["rows"]) > 1 else ""

@@ -193,7 +193,10 @@ def main(argv: list[str] | None = None) -> None:
                 report(explanation)
             list(
                 pool.map(
-                    lambda explanation: draw(explanation, network.heads, config.refine, out, config.save_npy), batch
+                    lambda explanation: draw(
+                        explanation, network.heads, config.refine, out, config.save_npy, config.colormap
+                    ),
+                    batch,
                 )
             )
     left_out = f", {len(pictures) - len(good)} left out" if len(good) < len(pictures) else ""
@@ -349,7 +352,9 @@ def report(explanation: Explanation) -> None:
         log.warning("    no map, because it is constant or not finite: %s", labels)
 
 
-def draw(explanation: Explanation, heads: Sequence[str], refine: Sequence[str], out: Path, save_raw: bool) -> None:
+def draw(
+    explanation: Explanation, heads: Sequence[str], refine: Sequence[str], out: Path, save_raw: bool, colormap: str
+) -> None:
     """Write a picture's grid, its overlays and, with `save_raw`, its raw maps.
 
     The file is decoded again here: a batch of large photographs would not fit into memory.
@@ -358,10 +363,12 @@ def draw(explanation: Explanation, heads: Sequence[str], refine: Sequence[str], 
     rows = list(explanation.maps)
     grid, *others = output_paths(out, explanation.picture, rows, save_raw)
     title = f"Maps of {explanation.subject}: {explanation.picture.path.name}"
-    sheet = contact_sheet(image, title, explanation.classes, explanation.maps, heads, explanation.degenerate, refine)
+    sheet = contact_sheet(
+        image, title, explanation.classes, explanation.maps, heads, explanation.degenerate, refine, colormap
+    )
     write_file(grid, jpeg_bytes(sheet))
     for variant, path in zip(rows, others[: len(rows)], strict=True):
-        write_file(path, jpeg_bytes(overlay(image, explanation.maps[variant])))
+        write_file(path, jpeg_bytes(overlay(image, explanation.maps[variant], colormap)))
     for variant, path in zip(rows, others[len(rows) :], strict=False):
         write_file(path, npy_bytes(explanation.raw[variant]))
 

@@ -125,7 +125,13 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
         report.write(run, results, measured.images, class_names)
         log.info("\n%s", tables.summary(results))
         drawn = figures.draw_results(
-            run.figures, measured.evaluation, results["rows"], class_names, config.loc_threshold
+            run.figures,
+            measured.evaluation,
+            results["rows"],
+            class_names,
+            config.loc_threshold,
+            colormap=config.colormap,
+            formats=config.figure_format,
         )
         wandb.log_results(results, drawn)
     wandb.close()
@@ -783,7 +789,7 @@ def measure(
         for variant, row in zip(extractor.variants, metrics["rows"], strict=True)
     ]
     images = evaluation.per_image(data.name, metrics)
-    bootstrap = add_intervals(metrics, images, config.bootstrap, config.seed) if config.bootstrap else None
+    intervals = add_intervals(metrics, images, config.bootstrap, config.seed)
     for row in metrics["rows"]:
         if row["head"] != NO_HEAD:
             row["cam_target"] = config.cam_target
@@ -809,7 +815,7 @@ def measure(
         **sources,
         "versions": versions(),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
-        **({} if bootstrap is None else {"bootstrap": bootstrap}),
+        "intervals": intervals,
         **({} if choice is None else {"affinity": choice}),
         **({"affinity_layer": layer} if (layer := extractor.guiding_layers.get(AFFINITY)) else {}),
         "classification": metrics["classification"],

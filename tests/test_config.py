@@ -21,7 +21,7 @@ def test_defaults_are_the_documented_ones():
         dataset_name="Synthetic",
         model_structure="b2",
         unfreeze_layer="fc2",
-        methods=["cam", "gradcam", "gradcam++", "xgradcam", "layercam"],
+        methods=["cam", "gradcam", "gradcam++", "eigencam"],
         heads=["softmax", "softmax_clamped", "sigmoid_clamped"],
         epochs=10,
         batch_size=32,

@@ -38,6 +38,11 @@ def files_below(folder) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+KEYS_OF_SHARES = ["maxboxacc", "maxboxacc_v1", "top1"] + [
+    f"{which}_loc{end}" for which in ("gt", "top1") for end in ("", "_best", "_val")
+]
+
+
 def results_without_times(results: dict) -> dict:
     return {key: value for key, value in results.items() if key not in ("seconds", "cost", "config")}
 
@@ -75,8 +80,7 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         "maps_cam.png",
         "maps_gradcam.png",
         "maps_gradcam++.png",
-        "maps_xgradcam.png",
-        "maps_layercam.png",
+        "maps_eigencam.png",
         "box_accuracy.png",
     }
     for path in (folder / "figures").iterdir():
@@ -88,8 +92,8 @@ def test_a_run_leaves_everything_in_its_folder(finished):
     assert set(saved["seconds"]) == {"train", "inference", "evaluation"}
     assert set(saved["classification"]) == {"top1"}  # top5 says nothing with three classes
     rows = [(r["method"], r["head"], r["clamped"]) for r in saved["rows"]]
-    assert len(rows) == len(set(rows)) == 4 * 3 + 2
-    assert ("layercam", "sigmoid", False) in rows and ("cam", "sigmoid", True) in rows
+    assert len(rows) == len(set(rows)) == 3 * 3 + 1
+    assert ("eigencam", "none", False) in rows and ("cam", "sigmoid", True) in rows
     for row in saved["rows"]:
         assert {
             "maxboxacc",
@@ -120,8 +124,13 @@ def test_a_run_leaves_everything_in_its_folder(finished):
         assert {*row["interval"]} >= {"maxboxacc", "maxboxacc_v2", "gt_loc", "gt_loc_best", "pxap"}
         low, high = row["interval"]["maxboxacc"]["30"]
         assert 0 <= low <= row["maxboxacc"]["30"] <= high <= 100
-    assert {row["cam_target"] for row in saved["rows"]} == {"gt"} and "cam_target" not in saved["center"]
-    assert saved["bootstrap"]["resamples"] == 100 and set(saved["bootstrap"]["classification"]) == {"top1"}
+    targets = [row.get("cam_target") for row in [*saved["rows"], saved["center"]]]
+    assert targets == ["gt"] * 9 + [None, None]  # eigencam sees no class, the centre baseline neither
+    intervals = saved["intervals"]
+    assert intervals["resamples"] == 100 and set(intervals["classification"]) == {"top1"}
+    assert intervals["kinds"] == dict.fromkeys(KEYS_OF_SHARES, "wilson") | dict.fromkeys(
+        ["maxboxacc_v2", "pxap"], "bootstrap"
+    )
     with open(folder / "per_class.csv", newline="") as file:
         classes = list(csv.DictReader(file))
     assert len(classes) == 3 * len(rows) and classes[1]["row"] == "cam_softmax_clamped"
@@ -162,7 +171,7 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
         program.main([*again, "vanilla_last", "--model_structure", "b2"])
     probe = program.main([*again, "vanilla_last"])
     assert [r["maxboxacc"] for r in probe["rows"]] == [
-        r["maxboxacc"] for r in results["rows"] if r["head"] == "softmax" and not r["clamped"]
+        r["maxboxacc"] for r in results["rows"] if r["head"] in ("softmax", "none") and not r["clamped"]
     ]
     with pytest.raises(InputError, match=r"no checkpoint .*present there: 1, 2, best, last, vanilla_1, "):
         program.main([*again, "highest"])
@@ -184,7 +193,9 @@ def test_an_evaluation_of_other_things_has_a_folder_of_its_own(shapes):
     before = files_of(run)
     evaluate = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"]
     fewer = program.main([*evaluate, "--methods", "cam", "--heads", "sigmoid_clamped", "--bootstrap", "0"])
-    assert len(fewer["rows"]) == 1 and "interval" not in fewer["rows"][0] and "bootstrap" not in fewer
+    # Without resamples the intervals of shares stay, which need none.
+    assert len(fewer["rows"]) == 1 and "bootstrap" not in fewer["intervals"]["kinds"].values()
+    assert {"gt_loc", "maxboxacc"} <= set(fewer["rows"][0]["interval"]) and "pxap" not in fewer["rows"][0]["interval"]
     first = run / "eval-1"
     assert list(PerImage.load(first).rows) == ["cam_sigmoid_clamped"]
     assert yaml.safe_load((first / "config.yaml").read_text())["methods"] == ["cam"]

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from wsol.metrics.box_metrics import middle_best
 from wsol.metrics.boxes import thresholds
 from wsol.metrics.localization import BoxAccuracy, center_gaussian
 from wsol.metrics.pixels import PixelAveragePrecision, average_precision
@@ -136,6 +137,13 @@ def test_keys_and_numbers_by_hand():
     assert found["top1_loc_best"] == 50.0
 
 
+def test_of_equally_good_thresholds_on_val_the_middle_one_counts():
+    """Whatever their gaps; of two middle ones the lower, so that it is always one of the best."""
+    assert middle_best(np.array([0, 3, 3, 3, 1])) == 2
+    assert middle_best(np.array([3, 0, 0, 3, 3, 1, 3])) == 3  # of 0, 3, 4, 6
+    assert middle_best(np.array([1, 2, 0])) == 1
+
+
 def test_threshold_of_the_val_split():
     """On val the half is right, so its threshold is above 127/255; on test the band would have been."""
     band = BoxAccuracy(resolution=8)
@@ -146,7 +154,8 @@ def test_threshold_of_the_val_split():
     assert set(found) == KEYS | TOP_KEYS | {"gt_loc_val", "tau"}  # top-1 is not known on val
     assert found["gt_loc_best"] == 100.0 and found["tau"]["gt_loc_best"] == 0.0
     # At the half: IoU 10/40, 25/40 and 1.
-    assert found["gt_loc_val"] == 200 / 3 and found["tau"]["gt_loc_val"] == 0.499
+    # All of 0.499, ..., 1 are equally good on val: the middle one counts.
+    assert found["gt_loc_val"] == 200 / 3 and found["tau"]["gt_loc_val"] == 0.749
 
     val = BoxAccuracy(resolution=8)
     # GT-Loc is best below on val (2 of 3), Top-1 Loc above: its own threshold counts.
@@ -156,8 +165,8 @@ def test_threshold_of_the_val_split():
     assert found["gt_loc_best"] == 200 / 3 and found["tau"]["gt_loc_best"] == 0.0
     assert found["top1_loc_best"] == 100 / 3 and found["tau"]["top1_loc_best"] == 0.499
     found = band.compute(val)
-    assert found["gt_loc_val"] == 100.0 and found["tau"]["gt_loc_val"] == 0.0
-    assert found["top1_loc_val"] == 100 / 3 and found["tau"]["top1_loc_val"] == 0.499
+    assert found["gt_loc_val"] == 100.0 and found["tau"]["gt_loc_val"] == 0.249  # the middle of 0, ..., 0.498
+    assert found["top1_loc_val"] == 100 / 3 and found["tau"]["top1_loc_val"] == 0.749
     assert found["top1_loc_best"] == 200 / 3
 
 

@@ -103,7 +103,8 @@ def test_the_order_of_updates_changes_nothing(shapes):
     np.testing.assert_array_equal(a.predictions, b.predictions)
     assert ((a.predictions == a.labels) == a.correct["top1"]).all() and 0 < a.correct["top1"].sum() < 12
     for row in a.intervals(200, seed=1)["rows"].values():
-        assert all(0 <= low < high <= 100 for low, high in (row["gt_loc_best"], row["maxboxacc_v2"], row["pxap"]))
+        assert set(row) == {"maxboxacc_v2", "pxap"}  # shares of images have another interval
+        assert all(0 <= low < high <= 100 for low, high in row.values())
 
 
 def test_file_and_back(images, tmp_path):

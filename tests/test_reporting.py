@@ -7,11 +7,9 @@ import types
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from wsol.cam import Variant
 from wsol.evaluation.results import flatten
-from wsol.run import figures, report, tables
+from wsol.run import report, tables
 from wsol.run.folder import RunFolder
 from wsol.run.overlay import overlay
 from wsol.run.wandb_logger import WandbLogger
@@ -59,27 +57,36 @@ RESULTS = {
 
 
 def test_table_compares_with_the_methods_softmax_row():
-    lines = [line.split() for line in tables.results_table(RESULTS).splitlines()]
-    assert lines[0] == ["method", "head", "MaxBoxAccV2", "Δ", "@30", "@50", "GT-Loc", "Top-1", "Loc"]
-    assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "50.0"]
+    """Columns of a threshold that is best on test are marked; GT-Loc at val's threshold stands beside the fixed one."""
+    results = copy.deepcopy(RESULTS)
+    results["rows"][0]["gt_loc_val"] = 58.0
+    lines = [line.split() for line in tables.results_table(results).splitlines()]
+    assert lines[0] == ["method", "head", "MaxBoxAccV2†", "Δ", "@30†", "@50†", "GT-Loc", "GT-Loc@val", "Top-1", "Loc"]
+    assert lines[2] == ["cam", "softmax", "70.0", "80.0", "60.0", "55.0", "58.0", "50.0"]
     assert lines[3] == ["sigmoid,", "clamped", "71.5", "+1.5", "82.0", "61.0", "56.0", "51.0"]
     assert lines[5] == ["eigencam", "no", "head", "1.5", "1.0", "2.0", "3.0", "2.0"]
     assert lines[7] == ["centre", "Gaussian", "30.0", "40.0", "20.0", "10.0"]
-    assert "Top-1 91.7 %, Top-5 100.0 %" in tables.summary(RESULTS)
+    text = tables.summary(results)
+    assert "Top-1 91.7 %, Top-5 100.0 %" in text
+    assert "†: at the threshold that is best on these images" in text and "at the threshold 0.2" in text
+    assert "GT-Loc@val: at the threshold that is best on the val split" in text
+    assert "GT-Loc@val" not in tables.summary(RESULTS)
 
 
 def test_table_with_intervals():
-    """± is half the interval's width, beside the compared metrics only; the centre baseline has one, too."""
-    results = copy.deepcopy(RESULTS) | {"bootstrap": {"resamples": 1000, "classification": {"top1": [88.0, 95.0]}}}
+    """An interval is written by its bounds, since it need not be symmetric; beside the compared metrics only."""
+    intervals = {"resamples": 1000, "classification": {"top1": [64.6, 98.5], "top5": [75.75, 100.0]}}
+    results = copy.deepcopy(RESULTS) | {"intervals": intervals}
     results["rows"][0]["interval"] = {"maxboxacc_v2": [67.0, 72.0], "gt_loc": [50.0, 60.0]}
     results["center"]["interval"] = {"maxboxacc_v2": [20.0, 40.0]}
     lines = [line.split() for line in tables.results_table(results).splitlines()]
-    assert lines[0][:7] == ["method", "head", "MaxBoxAccV2", "±", "Δ", "@30", "@50"]
-    assert lines[2][:4] == ["cam", "softmax", "70.0", "2.5"] and lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
-    assert lines[7][:4] == ["centre", "Gaussian", "30.0", "10.0"]
+    assert lines[0][:7] == ["method", "head", "MaxBoxAccV2†", "95", "%", "Δ", "@30†"]
+    assert lines[2][:4] == ["cam", "softmax", "70.0", "67.0–72.0"]
+    assert lines[3][:4] == ["sigmoid,", "clamped", "71.5", "+1.5"]
+    assert lines[7][:4] == ["centre", "Gaussian", "30.0", "20.0–40.0"]
     text = tables.summary(results)
-    assert "Top-1 91.7 ± 3.5 %, Top-5 100.0 %" in text and "95 % interval over images (1,000 resamples)" in text
-    assert "±" not in tables.summary(RESULTS)
+    assert "Top-1 91.7 % [64.6–98.5], Top-5 100.0 % [75.8–100.0]" in text and "95 %: interval over images" in text
+    assert "±" not in text and "95 %" not in tables.summary(RESULTS)
 
 
 def test_flat_names_of_intervals():
@@ -127,6 +134,17 @@ def test_wandb_never_stops_a_run(tmp_path, monkeypatch, broken):
     wandb.close()
 
 
+def test_wandb_gets_the_figures_that_it_can_show(tmp_path, monkeypatch):
+    """Of a figure that is saved as PNG and PDF it gets the PNG; a PDF is not an image there."""
+    logged = {}
+    run = types.SimpleNamespace(summary={}, log=logged.update, finish=lambda: None)
+    fake = types.SimpleNamespace(init=lambda **_: run, Image=str, Settings=lambda **_: None, Table=lambda *_: None)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    wandb = WandbLogger(True, project=None, name="x", folder=tmp_path, config={})
+    wandb.log_results(RESULTS, [tmp_path / "maps.png", tmp_path / "maps.pdf"])
+    assert logged["figures/maps"] == str(tmp_path / "maps.png")
+
+
 def test_wandb_is_offline_without_credentials(tmp_path, monkeypatch, caplog):
     started = {}
     fake = types.SimpleNamespace(init=lambda **kw: started.update(kw), Settings=lambda **_: None)
@@ -153,24 +171,3 @@ def test_overlay_is_blue_where_low_and_red_where_high():
     painted = overlay(image, scoremap).astype(int)
     assert painted.shape == image.shape
     assert painted[10, -1, 0] > painted[10, -1, 2] + 30 and painted[10, 0, 2] > painted[10, 0, 0]
-
-
-@pytest.mark.parametrize("truth", ["boxes", "mask", "none"])
-def test_map_grid_draws_maps_and_truth(tmp_path, truth):
-    rows = [Variant("cam", "softmax"), Variant("cam", "sigmoid", clamped=True)]
-    scoremap = np.zeros((224, 224), np.float32)
-    scoremap[50:150, 60:120] = 1
-    mask = np.zeros((224, 224), np.uint8)
-    mask[40:160, 40:160] = 1
-    example = figures.Example(
-        np.full((80, 120, 3), 90, np.uint8),
-        "grey",
-        dict.fromkeys(rows, scoremap),
-        np.array([[10, 10, 60, 60]]) if truth == "boxes" else None,
-        mask if truth == "mask" else None,
-    )
-    path = figures.map_grid(tmp_path / "new" / "maps.png", "cam", [example, example], dict.fromkeys(rows, 0.5))
-    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    green = ((pixels[..., 1] > 200) & (pixels[..., 0] < 120)).sum()
-    red = ((pixels[..., 0] > 220) & (pixels[..., 1] < 90)).sum()
-    assert red > 100 and (green > 100) == (truth != "none")

@@ -96,8 +96,8 @@ def test_saved_maps_give_the_numbers_of_their_run(shapes, gt_boxes, methods, cap
     assert json.loads(out.read_text()) == json.loads(json.dumps(found))
     printed = capsys.readouterr().out
     for wanted in (
-        "MaxBoxAccV2",
-        "GT-Loc (val)",
+        "MaxBoxAccV2†",
+        "GT-Loc@val",
         "PxAP",
         "centre Gaussian",
         "cam sigmoid, clamped",

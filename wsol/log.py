@@ -48,10 +48,13 @@ def log_to(path: Path) -> None:
     log.addHandler(file)
 
 
-def progress(items: Iterable[T], title: str, unit: str = "batch", total: int | None = None) -> Iterable[T]:
+def progress(
+    items: Iterable[T], title: str, unit: str = "batch", total: int | None = None, delay: float = 0
+) -> Iterable[T]:
     """Iterate over items behind a progress bar on stderr: on a terminal only, gone when done.
 
     Args:
         total: the number of items, where `items` has no length.
+        delay: seconds after which the bar appears, for what is mostly done by then.
     """
-    return tqdm(items, desc=title, unit=unit, total=total, leave=False, disable=None)
+    return tqdm(items, desc=title, unit=unit, total=total, leave=False, disable=None, delay=delay)

@@ -68,8 +68,8 @@ class CamExtractor:
             one of P places are multiplied by P over that of the image itself first: behind a mean over the places they
             would otherwise count the less, the larger the view. Logits and predictions are those of the image itself.
         perturb_batch: number of perturbed inputs in one forward pass (scorecam, ablationcam; images in fullgrad).
-        meter: adds up what the forward pass, each method and the refinement ("affinity") cost. On CUDA, measuring waits
-            for the device.
+        meter: adds up what the forward pass, each method and the refinement ("affinity") cost, without waiting for the
+            device.
         options: hyperparameters of methods (`Option` in wsol/cam/registry.py), such as alpha=0.6 for finercam.
 
     Attributes:

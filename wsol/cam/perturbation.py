@@ -1,7 +1,11 @@
 """Methods that perturb the input or the activations and measure how the scores change.
 
-Perturbed inputs go through the network in chunks of `perturb_batch`, and both heads share these passes.
+Perturbed inputs go through the network in chunks of `perturb_batch`, and both heads share these passes. A batch takes
+one pass per channel and image, minutes on a large network, so these chunks have a progress bar of their own.
 """
+
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +13,9 @@ from torch import Tensor
 
 from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.cam.replay import Replay
+from wsol.log import progress
+
+T = TypeVar("T")
 
 
 def scorecam(view: HeadView) -> Tensor:
@@ -29,7 +36,7 @@ def masked_scores(shared: ForwardPass) -> dict[str, Tensor]:
     varies = maps.amax(dim=(1, 2, 3)) > maps.amin(dim=(1, 2, 3))
     of_zeros = _forward(shared, torch.zeros_like(shared.images[:1]))
     scores = {head: logits[0, shared.class_ids].to(maps.dtype)[image_ids] for head, logits in of_zeros.items()}
-    for chunk in _chunks(varies, shared.perturb_batch):
+    for chunk in _progress(_chunks(varies, shared.perturb_batch), "scorecam"):
         masks = F.interpolate(maps[chunk], shared.images.shape[-2:], mode="bilinear", align_corners=True)
         low, high = masks.amin(dim=(2, 3), keepdim=True), masks.amax(dim=(2, 3), keepdim=True)
         masks = masks.sub_(low).div_(high - low + 1e-8)
@@ -39,6 +46,11 @@ def masked_scores(shared: ForwardPass) -> dict[str, Tensor]:
         for head, logits in _forward(shared, masked.contiguous(memory_format=torch.channels_last)).items():
             scores[head][chunk] = logits.gather(1, shared.class_ids[chunk_image_ids][:, None])[:, 0].to(maps.dtype)
     return {head: values.view(batch, channels) for head, values in scores.items()}
+
+
+def _progress(chunks: Sequence[T], method: str) -> Iterable[T]:
+    """The chunks behind a progress bar, below that of the batches; fast networks need none."""
+    return progress(chunks, f"{method}, this batch", unit="pass", delay=3)
 
 
 def _chunks(chosen: Tensor, size: int) -> list[Tensor]:
@@ -70,10 +82,10 @@ def ablated_scores(shared: ForwardPass) -> dict[str, Tensor]:
     # Ablating a channel that is zero already changes nothing.
     alive = (leaf != 0).movedim(dim, 1).flatten(2).any(dim=2)  # (B, C)
     with Replay(shared) as replay:
-        for b, class_id in enumerate(shared.class_ids.tolist()):
-            for chunk in _chunks(alive[b], shared.perturb_batch):
-                ablated = leaf[b : b + 1].expand(len(chunk), *leaf.shape[1:]).clone()
-                ablated.movedim(dim, 1)[torch.arange(len(chunk), device=chunk.device), chunk] = 0
-                for head, logits in replay(ablated, b).by_head().items():
-                    scores[head][b, chunk] = logits[:, class_id]
+        chunks = [(b, chunk) for b in range(len(leaf)) for chunk in _chunks(alive[b], shared.perturb_batch)]
+        for b, chunk in _progress(chunks, "ablationcam"):
+            ablated = leaf[b : b + 1].expand(len(chunk), *leaf.shape[1:]).clone()
+            ablated.movedim(dim, 1)[torch.arange(len(chunk), device=chunk.device), chunk] = 0
+            for head, logits in replay(ablated, b).by_head().items():
+                scores[head][b, chunk] = logits[:, shared.class_ids[b]]
     return scores

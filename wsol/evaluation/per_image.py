@@ -26,8 +26,8 @@ import numpy as np
 from wsol.errors import InputError
 from wsol.files import write_file
 from wsol.log import progress
-from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates, right_replicates
-from wsol.metrics.box_metrics import GT_BOXES_KEYS, BoxCounts, per_cent, reduce_boxes, with_gt_boxes
+from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates
+from wsol.metrics.box_metrics import GT_BOXES_KEYS, SHARE_KEYS, BoxCounts, per_cent, reduce_boxes, with_gt_boxes
 from wsol.metrics.pixels import average_precisions
 from wsol.metrics.records import BoxOutcomes
 
@@ -78,18 +78,22 @@ class PerImage:
     center: RowOutcomes | None = None
 
     def intervals(self, num_resamples: int, seed: int) -> dict[str, Any]:
-        """95 % intervals {"classification": {key: [low, high]}, "rows": {name: {key: ...}}, "center": {key: ...}}.
+        """95 % bootstrap intervals {"rows": {name: {key: [low, high]}}, "center": {key: ...}}, all from one draw.
 
-        All from the same resamples.
+        Of the figures that are not shares of images: `maxboxacc_v2` and `pxap`. Shares have `wilson`.
         """
         weights = draw(len(self.labels), num_resamples, seed)
+
+        def of_row(row: RowOutcomes, correct: Mapping[str, np.ndarray]) -> dict[str, Any]:
+            replicates = row.replicates(weights, correct)
+            return intervals({key: values for key, values in replicates.items() if key not in SHARE_KEYS})
+
         return {
-            "classification": intervals({key: right_replicates(right, weights) for key, right in self.correct.items()}),
             "rows": {
-                name: intervals(row.replicates(weights, self.correct))
+                name: of_row(row, self.correct)
                 for name, row in progress(self.rows.items(), "bootstrap", unit="row", total=len(self.rows))
             },
-            "center": intervals(self.center.replicates(weights, {})) if self.center is not None else {},
+            "center": of_row(self.center, {}) if self.center is not None else {},
         }
 
     def per_class(self, taus: Mapping[str, Mapping[str, Any]], class_names: Sequence[str]) -> list[dict[str, Any]]:

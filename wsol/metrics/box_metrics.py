@@ -47,6 +47,8 @@ BOX_METRICS = {
 }
 CONTOURS = {key: metric.contours for key, metric in BOX_METRICS.items()}
 GT_BOXES_KEYS = tuple(key for key, metric in BOX_METRICS.items() if metric.uses_gt_boxes)
+# Shares of right images. The rest, maxboxacc_v2, is a mean of several shares, of which an image may have a part.
+SHARE_KEYS = tuple(key for key in BOX_METRICS if key != "maxboxacc_v2")
 FIXED_KEYS = tuple(key for key, metric in BOX_METRICS.items() if metric.tau == "fixed")
 # Key → the metric whose best threshold on the val split it is read at.
 VAL_KEYS = {"gt_loc_val": "gt_loc_best", "top1_loc_val": "top1_loc_best"}
@@ -109,6 +111,16 @@ def reduce_boxes(
         else:
             metrics[key], read_at[key] = read(shares, columns.get(key))
     return metrics, read_at
+
+
+def middle_best(curve: np.ndarray) -> int:
+    """The place of the largest value of a curve (T,); of several the middle one, the lower of two middle ones.
+
+    For a threshold that is chosen on few images and used on others: 20 images leave hundreds of thresholds equally
+    good, and those in the middle are least likely to be good by chance (measured in docs/lab_book.md).
+    """
+    best = np.flatnonzero(curve == curve.max())
+    return int(best[(len(best) - 1) // 2])
 
 
 def with_gt_boxes(metrics: Mapping[str, Any], first_box: Mapping[str, Any] | None) -> dict[str, Any]:

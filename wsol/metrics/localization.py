@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from wsol.geometry import RESOLUTION
-from wsol.metrics.box_metrics import FIXED_KEYS, V1_IOU, VAL_KEYS, BoxCounts, per_cent, reduce_boxes
+from wsol.metrics.box_metrics import (
+    BOX_METRICS,
+    FIXED_KEYS,
+    V1_IOU,
+    VAL_KEYS,
+    BoxCounts,
+    middle_best,
+    per_cent,
+    reduce_boxes,
+)
 from wsol.metrics.boxes import BestIoU, best_iou, match_contours, thresholds, trace_contours
 from wsol.metrics.counting import CountingMetric, check_scoremaps
 from wsol.metrics.records import BoxRecords
@@ -161,8 +170,7 @@ class BoxAccuracy(CountingMetric):
             self._check_same_settings(val)
             val = val.over_processes()
             val._check_not_empty("the val split")
-            _, best = val._reduce({})
-            val_columns = {key: int(best[best_key][0]) for key, best_key in VAL_KEYS.items() if best_key in best}
+            val_columns = val._best_columns()
         metrics, columns = total._reduce(val_columns)
         tau = _map_leaves(lambda column: float(self._columns[column[0]]), columns)
         return _map_leaves(lambda values: float(values[0]), metrics) | {"tau": tau}
@@ -201,18 +209,27 @@ class BoxAccuracy(CountingMetric):
 
     def _reduce(self, val_columns: dict[str, int]) -> tuple[dict[str, Any], dict[str, Any]]:
         """`reduce_boxes` of all images: metrics and columns, (1,) each."""
+        num_taus = len(self.taus)
+        columns = dict.fromkeys(FIXED_KEYS, num_taus) | val_columns  # the fixed threshold's column is the last
+        return reduce_boxes(self._box_counts(), self.iou_thresholds, np.arange(num_taus), columns)
+
+    def _best_columns(self) -> dict[str, int]:
+        """Key of VAL_KEYS → the column of the threshold that is best on these images."""
+        counts = self._box_counts()
+        curves = {key: getattr(counts, BOX_METRICS[best_key].counts) for key, best_key in VAL_KEYS.items()}
+        return {key: middle_best(curve[0, : len(self.taus)]) for key, curve in curves.items() if curve is not None}
+
+    def _box_counts(self) -> BoxCounts:
+        """Of all images, as one group."""
         self._check_not_empty("the metric")
         top1, top5 = (self._counts_if_known(name) for name in ("top1", "top5"))
-        counts = BoxCounts(
+        return BoxCounts(
             images=self._counts["images"][None],
             multi=self._counts["multi"][None, self._delta_rows()],
             single=self._counts["single"][None, self._deltas.index(V1_IOU)],
             top1=None if top1 is None else top1[None],
             top5=None if top5 is None else top5[-1:],
         )
-        num_taus = len(self.taus)
-        columns = dict.fromkeys(FIXED_KEYS, num_taus) | val_columns  # the fixed threshold's column is the last
-        return reduce_boxes(counts, self.iou_thresholds, np.arange(num_taus), columns)
 
     def _delta_rows(self) -> list[int]:
         """The rows of the counts that belong to `iou_thresholds`."""

@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wsol.cam import NO_HEAD, Variant, variants
-from wsol.run.overlay import overlay
+from wsol.run.figure_options import DEFAULT_COLORMAP
+from wsol.run.overlay import colour_scale, overlay
 
 _CELL_AREA, _LONGEST_SIDE = 230 * 230, 460  # pixels of a thumbnail
 _GAP, _MOST_COLUMNS = 8, 4  # few enough for a page's width
+_COLOUR_BAR = 36  # height of the colour bar with its numbers
 _INK, _FAINT, _BAR = "#1a1a1a", "#777777", "#cfe3fa"
 
 
@@ -33,6 +35,7 @@ def contact_sheet(
     heads: Sequence[str],
     degenerate: Sequence[Variant] = (),
     refine: Sequence[str] = ("none",),
+    colormap: str = DEFAULT_COLORMAP,
 ) -> NDArray:
     """A picture with its most likely classes, and beside it a map for each method (column) and head (row).
 
@@ -45,6 +48,7 @@ def contact_sheet(
         heads: as requested; a method without channel weights shows its plain map there.
         degenerate: variants whose map is constant or not finite.
         refine: as requested.
+        colormap: of the maps and the colour bar, of COLORMAPS.
 
     Returns:
         (H', W', 3) uint8 RGB.
@@ -63,13 +67,14 @@ def contact_sheet(
     left = panel + 3 * _GAP + label  # where the maps begin
     size = (
         left + across * (cell_width + _GAP),
-        top + max(26 + height + 2 * _GAP + 26 * len(classes), bands * band_height) + _GAP,
+        top + max(26 + height + 2 * _GAP + 26 * len(classes) + _GAP + _COLOUR_BAR, bands * band_height) + _GAP,
     )
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     _write(draw, (_GAP, 10), heading, sheet.width - 2 * _GAP, 20, bold=True)
     sheet.paste(Image.fromarray(thumbnail), (_GAP, top + 26))
     _list_classes(draw, (_GAP, top + 26 + height + _GAP), panel, classes)
+    _colour_bar(sheet, (_GAP, top + 26 + height + 2 * _GAP + 26 * len(classes)), panel, colormap)
     for number, (method, cells) in enumerate(columns.items()):
         band, column = divmod(number, across)
         x, y = left + column * (cell_width + _GAP), top + band * band_height
@@ -82,7 +87,7 @@ def contact_sheet(
                 _write(draw, (place[0], place[1] + 3), "as above", cell_width, 14, colour=_FAINT)
             else:
                 variant, remark = cell
-                sheet.paste(Image.fromarray(overlay(thumbnail, maps[variant])), place)
+                sheet.paste(Image.fromarray(overlay(thumbnail, maps[variant], colormap)), place)
                 _remark(sheet, place, (width, height), "no map: constant" if variant in degenerate else remark)
     return np.asarray(sheet)
 
@@ -158,6 +163,15 @@ def _list_classes(
         draw.text((x + 62, y + 4), f"{100 * probability:.1f} %", font=_font(14, False), fill=_INK, anchor="ra")
         _write(draw, (x + 72, y + 4), name, width - 77, 14)
         y += 26
+
+
+def _colour_bar(sheet: Image.Image, place: tuple[int, int], width: int, colormap: str) -> None:
+    """The colours of scores from 0 to 1, with these numbers below."""
+    x, y = place
+    sheet.paste(Image.fromarray(colour_scale(colormap, 14, width)), place)
+    draw = ImageDraw.Draw(sheet)
+    for share, text, anchor in ((0, "0", "la"), (0.5, "score", "ma"), (1, "1", "ra")):
+        draw.text((x + share * width, y + 18), text, font=_font(13, False), fill=_FAINT, anchor=anchor)
 
 
 def _remark(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int], text: str) -> None:

@@ -10,8 +10,15 @@ from tabulate import tabulate
 from wsol.cam import Variant
 
 # results.json key → heading, in the order of the table.
-_COLUMNS = {"maxboxacc_v2": "MaxBoxAccV2", "gt_loc": "GT-Loc", "top1_loc": "Top-1 Loc", "pxap": "PxAP"}
+_COLUMNS = {
+    "maxboxacc_v2": "MaxBoxAccV2",
+    "gt_loc": "GT-Loc",
+    "gt_loc_val": "GT-Loc@val",
+    "top1_loc": "Top-1 Loc",
+    "pxap": "PxAP",
+}
 _COMPARED = ("maxboxacc_v2", "pxap")  # with the method's baseline
+_BEST_ON_TEST = "†"  # behind the heading of a column
 # figure of row["fidelity"] → heading and format: percent, or areas and differences of confidence.
 _FIDELITY = {
     "avg_drop": ("drop ↓", ".1f"),
@@ -28,19 +35,17 @@ _CENTER = "centre Gaussian"
 
 def summary(results: dict[str, Any]) -> str:
     """All that is printed after an evaluation: accuracy, tables, and seconds."""
-    intervals = results.get("bootstrap", {}).get("classification", {})
-    accuracy = []
-    for key, value in results["classification"].items():
-        half_width = f" ± {_half_width(intervals[key])}" if key in intervals else ""
-        accuracy.append(f"{key.replace('top', 'Top-')} {value:.1f}{half_width} %")
+    intervals = results.get("intervals", {}).get("classification", {})
+    accuracy = [
+        f"{key.replace('top', 'Top-')} {value:.1f} %" + (f" [{_range(intervals[key])}]" if key in intervals else "")
+        for key, value in results["classification"].items()
+    ]
     parts = [
         f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: "
         + ", ".join(accuracy),
         results_table(results),
+        "\n".join(_footer(results)),
     ]
-    if "bootstrap" in results:
-        resamples = results["bootstrap"]["resamples"]
-        parts.append(f"±: half the width of the 95 % interval over images ({resamples:,} resamples)")
     if unchanged := _unchanged_by_clamping(results):
         parts.append(
             f"{', '.join(unchanged)}: the rows sigmoid and sigmoid, clamped are equal, because the branch has no "
@@ -52,6 +57,24 @@ def summary(results: dict[str, Any]) -> str:
         parts.append(cost_table(results))
     parts.append(", ".join(f"{key} {value:.0f} s" for key, value in results["seconds"].items()))
     return "\n\n".join(parts)
+
+
+def _footer(results: dict[str, Any]) -> list[str]:
+    """What the columns of the table are: which thresholds they are read at, and what the intervals say."""
+    rows, lines = results["rows"], []
+    if any("maxboxacc_v2" in row for row in rows):
+        lines.append(f"{_BEST_ON_TEST}: at the threshold that is best on these images, as the benchmark defines it")
+        fixed = next(row["tau"]["gt_loc"] for row in rows if "maxboxacc_v2" in row)
+        lines.append(f"GT-Loc, Top-1 Loc: at the threshold {fixed:g}, the same for every row")
+    if any("gt_loc_val" in row for row in rows):
+        lines.append("GT-Loc@val: at the threshold that is best on the val split; figures draw these boxes")
+    lines.append(
+        f"{_CENTER}: one centred disc for all images, a baseline without a model; at a fixed threshold its size, and "
+        "so its GT-Loc, is arbitrary"
+    )
+    if "intervals" in results:
+        lines.append("95 %: interval over images, the network held fixed")
+    return lines
 
 
 def _unchanged_by_clamping(results: dict[str, Any]) -> list[str]:
@@ -66,8 +89,8 @@ def _unchanged_by_clamping(results: dict[str, Any]) -> list[str]:
 def results_table(results: dict[str, Any]) -> str:
     """One line per variant and one for the centre baseline.
 
-    "Δ" is the difference from the method's baseline, its softmax row without refinement. "±" is half the width of the
-    95 % interval over images, for rows that have an `interval`.
+    "Δ" is the difference from the method's baseline, its softmax row without refinement. "95 %" is the interval over
+    images, for rows that have an `interval`. Columns of a threshold that is best on test are marked.
     """
     rows = results["rows"]
     shown = [key for key in _COLUMNS if any(key in row for row in rows)]
@@ -75,8 +98,10 @@ def results_table(results: dict[str, Any]) -> str:
     with_interval = [key for key in _COMPARED if any(key in row.get("interval", {}) for row in rows)]
     headings = ["method", "head"]
     for key in shown:
-        headings += [_COLUMNS[key]] + ["±"] * (key in with_interval) + ["Δ"] * (key in _COMPARED)
-        headings += [f"@{iou}" for iou in iou_keys] if key == "maxboxacc_v2" else []
+        best_on_test = key == "maxboxacc_v2"
+        headings.append(_COLUMNS[key] + _BEST_ON_TEST * best_on_test)
+        headings += ["95 %"] * (key in with_interval) + ["Δ"] * (key in _COMPARED)
+        headings += [f"@{iou}{_BEST_ON_TEST}" for iou in iou_keys] if best_on_test else []
     by_variant = {Variant.from_record(row): row for row in rows}
     lines: list[list[str]] = []
     previous = None
@@ -104,7 +129,7 @@ def _cells(
     for key in shown:
         cells.append(f"{row[key]:.1f}" if key in row else "")
         if key in with_interval:
-            cells.append(_half_width(row.get("interval", {}).get(key)))
+            cells.append(_range(row.get("interval", {}).get(key)))
         if key in _COMPARED:
             comparable = baseline is not None and baseline is not row and key in row and key in baseline
             cells.append(f"{row[key] - baseline[key]:+.1f}" if comparable and baseline is not None else "")
@@ -113,8 +138,8 @@ def _cells(
     return cells
 
 
-def _half_width(interval: Sequence[float] | None) -> str:
-    return f"{(interval[1] - interval[0]) / 2:.1f}" if interval is not None else ""
+def _range(interval: Sequence[float] | None) -> str:
+    return f"{interval[0]:.1f}–{interval[1]:.1f}" if interval is not None else ""
 
 
 def branch_table(branch: dict[str, Any]) -> str:
@@ -190,10 +215,10 @@ def threshold_table(results: dict[str, Any]) -> str:
     """One line per variant: every localization metric with the threshold that it was read at."""
     rows = [(Variant.from_record(row).label, row) for row in results["rows"]] + [(_CENTER, results["center"])]
     headings = {
-        "maxboxacc_v2": "MaxBoxAccV2",
-        "maxboxacc_v1": "MaxBoxAcc",
+        "maxboxacc_v2": "MaxBoxAccV2" + _BEST_ON_TEST,
+        "maxboxacc_v1": "MaxBoxAcc" + _BEST_ON_TEST,
         "gt_loc": "GT-Loc",
-        "gt_loc_val": "GT-Loc (val)",
+        "gt_loc_val": "GT-Loc@val",
         "pxap": "PxAP",
     }
     shown = [key for key in headings if any(key in row for _, row in rows)]
@@ -208,7 +233,9 @@ def threshold_table(results: dict[str, Any]) -> str:
         }
         per_delta = [f"{row['maxboxacc'][d]:.2f} [{taus['maxboxacc'][d]:g}]" if taus else "" for d in deltas]
         lines.append([label, *per_delta, *(cells.get(key, "") for key in shown)])
-    return _tabulate(lines, ["maps", *(f"@{delta}" for delta in deltas), *(headings[key] for key in shown)], left=1)
+    return _tabulate(
+        lines, ["maps", *(f"@{delta}{_BEST_ON_TEST}" for delta in deltas), *(headings[key] for key in shown)], left=1
+    )
 
 
 def _tabulate(lines: Sequence[Sequence[str]], headings: Sequence[str], left: int) -> str:

@@ -70,7 +70,7 @@ class WandbLogger:
 
         flat = [flatten(row) for row in results["rows"]]
         columns: list[str | int] = list(dict.fromkeys(key for row in flat for key in row))
-        images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures}
+        images = {f"figures/{path.stem}": wandb.Image(str(path)) for path in figures if path.suffix == ".png"}
         self._run.log(
             {"results": wandb.Table(columns, [[row.get(str(column)) for column in columns] for row in flat]), **images}
         )
