@@ -20,7 +20,7 @@ explain() {
 ILSVRC 2012 (1,000 classes; 138 GB of training images, 6 GB of validation images)
   download   https://www.image-net.org/challenges/LSVRC/2012/ (free account): ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar
              or https://www.kaggle.com/c/imagenet-object-localization-challenge
-             val split: ImageNetV2, https://github.com/modestyachts/ImageNetV2 (the 10,000 images of matched-frequency)
+             val split: ImageNetV2, https://github.com/modestyachts/ImageNetV2 (the 10,000 images of threshold-0.7)
   unpack to  FOLDER/train/n01440764/*.JPEG ..., FOLDER/val/ILSVRC2012_val_*.JPEG, FOLDER/val2/0/*.jpeg ... val2/999/*.jpeg
   metadata   scripts/prepare_metadata.py copy https://github.com/clovaai/wsolevaluation --datasets ILSVRC
              or train and test from the annotations: scripts/prepare_metadata.py ilsvrc --help

@@ -1,19 +1,27 @@
 """Bad data: one clear line, exit code 2 and an untouched folder; --skip_bad_images continues without bad images."""
 
+import errno
 import json
 import os
+import struct
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import arguments, write_dataset
+from conftest import REAL, arguments, write_dataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 import main as program
 from wsol.datasets.file_checks import looks_whole, missing_files
 from wsol.datasets.images import check_image, load_image
 from wsol.datasets.load import load_data
+from wsol.datasets.pictures import file_stems, find_pictures
+from wsol.datasets.reader import read_split
+from wsol.datasets.split_files import boxes_outside
 from wsol.errors import InputError
 
 
@@ -42,6 +50,18 @@ def replace(path: Path, old: str, new: str) -> None:
 
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that begins and ends as it should and says that it is so large."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+    )
 
 
 META, DATA = "metadata/Shapes", "dataset/Shapes"
@@ -84,6 +104,34 @@ CASES = {
     "no mask": (lambda r: (r / DATA / "val/2/1_mask.png").unlink(), "1 of 12 val masks are missing: "),
     "truncated training image": (lambda r: cut(r / DATA / "train/1/2.png"), "train/1/2.png cannot be read ("),
     "empty test image": (lambda r: (r / DATA / "test/1/2.png").write_bytes(b""), "test/1/2.png cannot be read ("),
+    "an image of another size": (
+        lambda r: Image.new("RGB", (33, 44)).save(r / DATA / "test/0/1.png"),
+        "test/0/1.png is 33x44, but image_sizes.txt says ",
+    ),
+    "a mask too large to decode": (
+        lambda r: (r / DATA / "test/0/1_mask.png").write_bytes(png_header(60_000, 60_000)),
+        "test/0/1_mask.png cannot be read (Image size (3600000000 pixels) exceeds limit",
+    ),
+    "a test image too large to decode": (
+        lambda r: (r / DATA / "test/0/1.png").write_bytes(png_header(60_000, 60_000)),
+        "test/0/1.png cannot be read (Image size (3600000000 pixels) exceeds limit",
+    ),
+    "a mask outside": (
+        lambda r: replace(r / META / "test/masks.txt", "test/0/1_mask.png", "../../x.png"),
+        "masks.txt:2: the mask '../../x.png' leads out of --mask_root",
+    ),
+    "a mask by its absolute path": (
+        lambda r: replace(r / META / "test/masks.txt", "test/0/1_mask.png", "/tmp/x.png"),
+        "masks.txt:2: the mask '/tmp/x.png' leads out of --mask_root",
+    ),
+    "an id that is a folder": (
+        lambda r: replace(r / META / "test/image_ids.txt", "test/0/1.png", "."),
+        "image_ids.txt:2: '.' leads out of the data set's folder or is no path of a file",
+    ),
+    "a float box": (
+        lambda r: replace(r / META / "test/localization.txt", ",", ",1.5"),
+        "is not x0,y0,x1,y1; expected whole numbers",
+    ),
     "truncated mask": (lambda r: cut(r / DATA / "test/0/1_mask.png"), "test/0/1_mask.png is missing or broken"),
 }
 
@@ -268,3 +316,115 @@ def test_a_network_that_cannot_be_built_leaves_no_data_set_behind(tmp_path, comm
     code, error, _ = command(flags)
     assert code == 2 and "--pretrained_path" in error and "no such file or folder" in error
     assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------- boxes and images that do not fit
+
+
+def test_skipping_leaves_out_what_is_too_large_or_of_another_size(shapes, command):
+    (shapes / DATA / "test/0/1_mask.png").write_bytes(png_header(60_000, 60_000))
+    Image.new("RGB", (33, 44)).save(shapes / DATA / "test/2/0.png")
+    argv = arguments(shapes, "--methods", "cam", "--heads", "softmax", "--epochs", "0", "--skip_bad_images")
+    code, error, out = command([*argv, "--vanilla_epochs", "1"])
+    assert code == 0, error
+    assert "left out: mask " in out and "test/2/0.png is 33x44" in out
+    assert "2 of 12 images of the test split are left out" in out
+
+
+def test_boxes_outside_their_image_are_named_and_those_at_its_edge_counted(shapes, capsys):
+    sizes = dict(line.split(",", 1) for line in (shapes / META / "test/image_sizes.txt").read_text().split())
+    lines = [f"{image_id},0,0,{sizes[image_id]}" for image_id in sizes]  # x1 = width and y1 = height
+    lines[3] = lines[3].rpartition(",")[0] + ",900"
+    lines[4] = lines[4].replace(",0,0,", ",-1,0,")
+    (shapes / META / "test/localization.txt").write_text("\n".join(lines))
+    program.main(arguments(shapes, "--methods", "cam", "--dry_run"))
+    out = capsys.readouterr().out
+    assert "10 boxes of the test split end at x1 = width or y1 = height" in out
+    assert (
+        "2 boxes extend beyond the image in the test split: test/0/3.png (0,0," in out and "test/1/0.png (-1,0," in out
+    )
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real metadata are not beside this checkout")
+@pytest.mark.parametrize(
+    "name, split, at_edge", [("CARS", "train", 360), ("CARS", "test", 352), ("ILSVRC", "test", 0), ("CUB", "test", 0)]
+)
+def test_published_boxes_lie_inside_or_end_at_the_edge(name, split, at_edge):
+    metadata = read_split(REAL / name, split, Path("images"), Path("masks"))
+    assert boxes_outside(metadata) == ([], at_edge)
+
+
+def test_a_link_to_itself_hides_no_other_file(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    assert missing_files(tmp_path, ["a.png", "loop.png"]) == [1]
+
+
+def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(path, *_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)  # for the superuser of a test machine, no folder is closed
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(InputError, match=r"the folder .*closed may not be read: permission denied"):
+        missing_files(tmp_path, ["closed/a.png"])
+
+
+def test_a_closed_subfolder_of_pictures_is_named(tmp_path, monkeypatch):
+    (tmp_path / "closed").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    real = os.scandir
+
+    def scandir(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    assert [picture.stem for picture in find_pictures([str(tmp_path)], tmp_path / "out")] == ["a"]
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(InputError, match=r"the folder .*closed cannot be read: Permission denied"):
+        find_pictures([str(tmp_path)], tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["a.jpg", "a.png", "a.png.jpg"],
+        ["a.png.jpg", "a.png", "a.jpg"],
+        ["a", "a.jpg", "a.jpg.png", "a.jpg.png.gif"],
+        ["b/a.jpg", "a.jpg"],
+    ],
+)
+def test_two_pictures_never_share_the_name_of_a_result(ids):
+    stems = file_stems(ids)
+    assert len(set(stems)) == len(ids)
+    assert all(image_id.startswith(stem) for stem, image_id in zip(stems, ids, strict=True))
+
+
+LINES = st.text(st.sampled_from("ab/.,-0123456789\r\n\t enif\0é٣\ufeff"), max_size=60)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.sampled_from(["image_ids", "class_labels", "image_sizes", "localization", "masks"]), LINES | st.binary())
+def test_junk_in_metadata_is_read_or_named(tmp_path_factory, name, junk):
+    folder = tmp_path_factory.mktemp("junk")
+    (folder / "test").mkdir()
+    files = {
+        "image_ids": "a\nb/a\n",
+        "class_labels": "a,0\nb/a,1\n",
+        "image_sizes": "a,9,9\nb/a,9,9\n",
+        "localization": "a,1,1,5,5\nb/a,0,0,9,9\n",
+    }
+    for stem, text in files.items():
+        (folder / "test" / f"{stem}.txt").write_text(text)
+    (folder / "test" / f"{name}.txt").write_bytes(junk if isinstance(junk, bytes) else junk.encode())
+    message = ""
+    try:
+        metadata = read_split(folder, "test", folder, folder)
+    except InputError as error:
+        message = str(error)
+    if message:
+        assert f"{folder}/test/" in message and len(message.splitlines()) == 1
+    else:
+        assert metadata.image_ids and len(metadata.labels) == len(metadata.image_ids)
+        boxes_outside(metadata)

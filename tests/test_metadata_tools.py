@@ -361,7 +361,7 @@ def annotate(pictures: Path, kind: str) -> list[str]:
         (pictures / "annotations/cat").mkdir(parents=True)
         (pictures / "annotations/dog").mkdir()
         for _, p in members:
-            x0, y0, x1, y1 = expected_box(p.name)
+            x0, y0, x1, y1 = (side + 1 for side in expected_box(p.name))  # VOC counts pixels from 1
             (pictures / "annotations" / p.parent.name / f"{p.stem}.xml").write_text(
                 f"<annotation><object><name>{p.parent.name}</name><bndbox><xmin>{x0}</xmin><ymin>{y0}</ymin>"
                 f"<xmax>{x1}</xmax><ymax>{y1}</ymax></bndbox></object></annotation>"
@@ -516,3 +516,17 @@ def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeyp
     assert files_below(made) == before
     assert read_split(made, "test", made, made).boxes is not None
     assert find_datasets(tmp_path) == {"Shapes": made}
+
+
+def test_coco_names_that_fit_two_pictures_are_named(run, pictures):
+    annotate(pictures, "coco")
+    content = json.loads((pictures / "coco.json").read_text())
+    for image in content["images"]:
+        image["file_name"] = image["file_name"].rpartition("/")[2]
+    both = {path.name for path in (pictures / "images/cat").iterdir()} & {
+        path.name for path in (pictures / "images/dog").iterdir()
+    }
+    assert both
+    (pictures / "coco.json").write_text(json.dumps(content))
+    code, _, error = run("folder", pictures, "--name", "Own", "--coco", "own/coco.json")
+    assert code == 2 and "the file_name '" in error and "fits images/cat/" in error and "images/dog/" in error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 
 
 class InputError(ValueError):
@@ -47,3 +47,8 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
     """The first few of many names, for a message of one line: "a, b, c and 4 more"."""
     words = [str(name) for name in names]
     return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
+
+
+def counted(items: Sized, singular: str, plural: str) -> str:
+    """How many there are, in words: "1 box extends" or "1,204 boxes extend"."""
+    return f"{len(items):,} {singular if len(items) == 1 else plural}"

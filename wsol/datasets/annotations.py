@@ -29,7 +29,7 @@ class VocAnnotation(NamedTuple):
 
 
 def read_voc(path: Path) -> VocAnnotation:
-    """Read an XML file in Pascal VOC's format, which ImageNet uses, too.
+    """Read an XML file in Pascal VOC's format, which ImageNet uses, too; boxes are as the file has them.
 
     Raises:
         InputError: the file is missing, is not XML (with the line) or has a malformed box or size.

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from wsol.datasets.file_checks import missing_files
 from wsol.datasets.reader import SplitMetadata, read_ids, read_split, unknown_ids
 from wsol.datasets.registry import SPLITS
-from wsol.errors import InputError, first_few
+from wsol.datasets.split_files import boxes_outside
+from wsol.errors import InputError, counted, first_few
 
 
 class Report(NamedTuple):
@@ -95,7 +96,7 @@ def _class_problems(data: SplitMetadata, counts: NDArray[np.int64], num_classes:
     beyond = [data.image_ids[i] for i in np.flatnonzero(data.labels >= num_classes)]
     if beyond:
         problems.append(
-            f"{_count(beyond, 'image has', 'images have')} a class index above {num_classes - 1}, the last of "
+            f"{counted(beyond, 'image has', 'images have')} a class index above {num_classes - 1}, the last of "
             f"{num_classes} classes: {first_few(beyond)}"
         )
     return problems
@@ -104,17 +105,10 @@ def _class_problems(data: SplitMetadata, counts: NDArray[np.int64], num_classes:
 def _box_problems(data: SplitMetadata) -> list[str]:
     if data.split != "train" and data.boxes is None and data.masks is None:
         return ["neither boxes nor masks: localization.txt is missing or empty"]
-    if data.boxes is None or data.sizes is None:
+    outside = boxes_outside(data).beyond
+    if not outside:
         return []
-    boxes = np.concatenate(data.boxes)
-    images = np.repeat(np.arange(len(data)), list(map(len, data.boxes)))
-    # x1 = width is accepted: Stanford Cars counts pixels from 1.
-    outside = np.any((boxes[:, :2] < 0) | (boxes[:, 2:] > data.sizes[images]), axis=1)
-    where = [
-        f"{data.image_ids[k]} ({','.join(map(str, boxes[i]))} in {'x'.join(map(str, data.sizes[k]))})"
-        for i, k in zip(np.flatnonzero(outside), images[outside], strict=True)
-    ]
-    return [f"{_count(where, 'box extends', 'boxes extend')} beyond the image: {first_few(where)}"] if where else []
+    return [f"{counted(outside, 'box extends', 'boxes extend')} beyond the image: {first_few(outside)}"]
 
 
 def _unlisted_images(folder: Path, data: SplitMetadata) -> list[str]:
@@ -133,7 +127,7 @@ def _unlisted_images(folder: Path, data: SplitMetadata) -> list[str]:
         )
         if unlisted:
             problems.append(
-                f"{name} has lines about {_count(unlisted, 'image', 'images')} that image_ids.txt does not list: "
+                f"{name} has lines about {counted(unlisted, 'image', 'images')} that image_ids.txt does not list: "
                 f"{first_few(unlisted)}"
             )
     return problems
@@ -163,11 +157,8 @@ def _images_in_two_splits(splits: Mapping[str, SplitMetadata]) -> list[str]:
         twice = [image_id for image_id in data.image_ids if image_id in first_seen]
         if twice:
             problems.append(
-                f"{split}: {_count(twice, 'image is', 'images are')} also in {first_seen[twice[0]]}: {first_few(twice)}"
+                f"{split}: {counted(twice, 'image is', 'images are')} also in {first_seen[twice[0]]}: "
+                f"{first_few(twice)}"
             )
         first_seen |= dict.fromkeys(data.image_ids, split)
     return problems
-
-
-def _count(items: list[str], singular: str, plural: str) -> str:
-    return f"{len(items):,} {singular if len(items) == 1 else plural}"

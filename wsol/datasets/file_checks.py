@@ -7,6 +7,7 @@ per file, and broken ones are first looked for at their ends (`looks_whole`) ins
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,9 @@ def missing_files(root: Path, names: Sequence[str], title: str = "files") -> lis
 
     Each folder is listed once; links are followed. In a folder that may be entered but not listed, each file is
     looked up.
+
+    Raises:
+        InputError: a folder may not be entered.
     """
     by_folder: dict[str, list[int]] = {}
     for i, name in enumerate(names):
@@ -31,20 +35,38 @@ def missing_files(root: Path, names: Sequence[str], title: str = "files") -> lis
         present = _files_in(os.path.join(root, folder))
         for i in members:
             file_name = names[i].rpartition("/")[2]
-            if not (os.path.isfile(os.path.join(root, names[i])) if present is None else file_name in present):
+            if not (_is_file(os.path.join(root, names[i])) if present is None else file_name in present):
                 missing.append(i)
     return sorted(missing)
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        raise InputError(
+            f"the folder {os.path.dirname(path)} may not be read: permission denied; change its permissions"
+        ) from None
+    except (OSError, ValueError):
+        return False
 
 
 def _files_in(folder: str) -> set[str] | None:
     """Names of the files in a folder; empty if the folder does not exist, None if it cannot be listed."""
     try:
         with os.scandir(folder) as entries:
-            return {entry.name for entry in entries if entry.is_file()}
+            return {entry.name for entry in entries if _leads_to_file(entry)}
     except PermissionError:
         return None
     except (OSError, ValueError):  # no such folder, a file of that name, a name that is too long
         return set()
+
+
+def _leads_to_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def require_files(root: Path, names: Sequence[str], what: str, remedy: str) -> None:

@@ -23,7 +23,7 @@ from wsol.datasets.annotations import clip_box, image_sizes, read_voc
 from wsol.datasets.images import IMAGE_SUFFIXES
 from wsol.datasets.registry import SPLITS
 from wsol.datasets.writer import Box, DatasetMetadata, Record, Size, mask_box
-from wsol.errors import InputError
+from wsol.errors import InputError, first_few
 from wsol.log import progress
 
 
@@ -132,8 +132,8 @@ def _draw_splits(
 def _coco_records(path: Path, members: Sequence[Member], sizes: Mapping[str, Size]) -> dict[str, Record]:
     """Records of the images that the file has boxes for.
 
-    A file is matched by its path below images/ or the source, else by its name if that is unique. If the categories
-    include an image's class, only boxes of that category count; otherwise all do.
+    A file is matched by its path below images/ or the source, or by its name, which must then be unique. If the
+    categories include an image's class, only boxes of that category count; otherwise all do.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -149,13 +149,19 @@ def _coco_records(path: Path, members: Sequence[Member], sizes: Mapping[str, Siz
         raise InputError(
             f"{path} is not COCO json with images, annotations and bbox ({type(error).__name__}: {error})"
         ) from None
-    by_path: dict[str, Member | None] = {}  # None: the name occurs more than once
+    by_path: dict[str, list[Member]] = {}
     for member in members:
         for key in (member.image_id, member.image_id.removeprefix("images/"), member.image_id.rpartition("/")[2]):
-            by_path[key] = None if key in by_path else member
+            by_path.setdefault(key, []).append(member)
     boxes: dict[str, list[Box]] = {}
     for number, (image, category, bbox) in enumerate(annotations):
-        match = by_path.get(files.get(image, ""))
+        matches = by_path.get(files.get(image, ""), [])
+        if len(matches) > 1:
+            raise InputError(
+                f"{path}: the file_name '{files[image]}' fits {first_few(match.image_id for match in matches)}; give "
+                "its path below images/"
+            )
+        match = matches[0] if matches else None
         if match is None or (match.class_name in categories.values() and category != match.class_name):
             continue
         try:
@@ -175,7 +181,8 @@ def _voc_records(folder: Path, members: Sequence[Member], sizes: Mapping[str, Si
         path = next((p for p in (folder / below, folder / below.name) if p.is_file()), None)
         if path is None:
             continue
-        objects = read_voc(path).objects
+        # Pascal VOC counts pixels from 1 (VOC2012 development kit, section 3.3), our format from 0.
+        objects = [(name, (x0 - 1, y0 - 1, x1 - 1, y1 - 1)) for name, (x0, y0, x1, y1) in read_voc(path).objects]
         same_class = [box for name, box in objects if name == class_name]
         try:
             boxes = [clip_box(box, sizes[image_id]) for box in same_class or [box for _, box in objects]]

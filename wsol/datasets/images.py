@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".ti
 # What to do about a broken file: one that image_ids.txt lists, and one that was named on the command line.
 LISTED_IMAGE = "replace the file, take it out of image_ids.txt, or give --skip_bad_images"
 NAMED_PICTURE = "replace the file, or give --skip_bad_images"
+MASK = "it is a mask; replace the file, or give --skip_bad_images"
+# Pillow decodes up to 179 million pixels and refuses more; at half of that it merely warns.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 def load_image(path: Path) -> Image.Image:
@@ -52,6 +56,17 @@ def check_image(path: Path, remedy: str = LISTED_IMAGE) -> None:
     with _naming_file(path, remedy), Image.open(path) as image:
         image.draft("RGB", (image.width // 8, image.height // 8))
         image.convert("RGB")
+
+
+def image_size(path: Path, remedy: str = LISTED_IMAGE) -> tuple[int, int]:
+    """Width and height of an image as its pixels are stored, from its header.
+
+    Raises:
+        InputError: the file is missing, no image, or has more pixels than Pillow decodes; the message ends with
+            `remedy`.
+    """
+    with _naming_file(path, remedy), Image.open(path) as image:
+        return image.size
 
 
 def _upright(image: Image.Image) -> Image.Image:

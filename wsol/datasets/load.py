@@ -10,7 +10,7 @@ import numpy as np
 
 from wsol.datasets.reader import SplitMetadata, read_lines, read_split, require_annotation
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info, image_root, will_be_generated
-from wsol.datasets.split_files import check_files, require_first_image, skip_bad_images
+from wsol.datasets.split_files import check_files, log_outside_boxes, require_first_image, skip_bad_images
 from wsol.errors import InputError, first_few
 from wsol.log import log
 
@@ -99,6 +99,7 @@ def load_data(
         data.splits[split] = metadata
     data.class_names = _class_names(folder, data.splits, info.num_classes)
     for split, metadata in data.splits.items():
+        log_outside_boxes(metadata)
         require_first_image(metadata)
         if not skip_bad:
             check_files(metadata, workers)

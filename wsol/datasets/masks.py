@@ -46,7 +46,12 @@ def load_mask_image(
     Raises:
         InputError: the file is missing or broken.
     """
-    values = cv2.imread(str(file_path), cv2.IMREAD_GRAYSCALE)
+    try:
+        values = cv2.imread(str(file_path), cv2.IMREAD_GRAYSCALE)
+    except cv2.error as error:  # more pixels than it decodes
+        raise InputError(
+            f"mask {file_path} cannot be read ({error.err}); replace it, or give --skip_bad_images"
+        ) from None
     if values is None:
         raise InputError(f"mask {file_path} is missing or broken; check --mask_root, or give --skip_bad_images")
     resized = cv2.resize(values.astype(np.float32), resize_size, interpolation=cv2.INTER_NEAREST)

@@ -51,9 +51,14 @@ def find_pictures(places: Sequence[str], out: Path) -> list[Picture]:
 def _pictures_below(folder: Path, out: Path) -> list[Path]:
     """Files with an image suffix at any depth, sorted; without hidden files and those in `out`."""
     absolute_out = Path(os.path.abspath(out))
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"the folder {error.filename} cannot be read: {error.strerror}")
+
+    files = (Path(where, name) for where, _, names in os.walk(folder, onerror=refuse) for name in names)
     paths = [
         path
-        for path in sorted(folder.rglob("*"))
+        for path in sorted(files)
         if path.suffix.lower() in IMAGE_SUFFIXES
         and path.is_file()
         and absolute_out not in Path(os.path.abspath(path)).parents
@@ -67,11 +72,12 @@ def _pictures_below(folder: Path, out: Path) -> list[Path]:
 def file_stems(image_ids: Sequence[str]) -> list[str]:
     """For each image, the file name (without extension) that its results get.
 
-    This is the image id without its extension, or the whole id if two ids differ only in their extensions.
+    This is the image id without its extension, or the whole id where another image would get the same name.
     """
     stems = [str(Path(image_id).with_suffix("")) for image_id in image_ids]
-    counts = Counter(stems)
-    return [stem if counts[stem] == 1 else image_id for stem, image_id in zip(stems, image_ids, strict=True)]
+    while len(counts := Counter(stems)) < len(stems):  # a whole id may in turn be another's stem: x.png and x.png.jpg
+        stems = [stem if counts[stem] == 1 else image_id for stem, image_id in zip(stems, image_ids, strict=True)]
+    return stems
 
 
 def readable_pictures(pictures: Sequence[Picture], skip_bad: bool, workers: int) -> list[Picture]:

@@ -10,6 +10,7 @@ Format: clovaai/wsolevaluation, README "Metadata"; `masks.txt` is our addition. 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress, islice
@@ -25,6 +26,7 @@ from wsol.geometry import resize_boxes
 BLOCK = 1 << 16  # lines read at a time
 MOST_PIXELS = 1_000_000  # limit of image sides and coordinates, so that no product overflows int64
 MOST_CLASSES = 1_000_000
+_OTHER_PARTS = re.compile(r"(^|/)\.{0,2}(/|$)")
 
 
 class MaskPaths(NamedTuple):
@@ -146,10 +148,10 @@ def read_ids(path: Path) -> list[str]:
     image_ids: list[str] = []
     for first, lines in _blocks(path):
         for number, line in enumerate(lines, first):
-            if line.startswith("/") or (
-                ".." in line and ".." in line.split("/")
-            ):  # score maps are written under this name
-                raise InputError(f"{path}:{number}: '{line}' leads out of the data set's folder")
+            if line and not _stays_below(line):  # score maps are written under this name
+                raise InputError(
+                    f"{path}:{number}: '{_short(line)}' leads out of the data set's folder or is no path of a file"
+                )
         image_ids.extend(filter(None, lines))
     if not image_ids:
         raise InputError(f"{path} lists no image")
@@ -284,6 +286,11 @@ def _parse(fields: Sequence[str]) -> NDArray[np.int64]:
         raise ValueError from None
 
 
+def _stays_below(path: str) -> bool:
+    """Whether a relative path names one file below its folder, and in one way only: no "..", ".", "//" or end "/"."""
+    return not _OTHER_PARTS.search(path)
+
+
 def _short(text: str, most: int = 120) -> str:
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -360,7 +367,12 @@ def _first_line(path: Path) -> str:
 
 
 def _is_box_line(line: str) -> bool:
-    return len(line.split(",")) >= 5 and all(f.strip().lstrip("-").isdigit() for f in line.split(",")[-4:])
+    """Whether it ends with four numbers; whether they are whole is `read_boxes`' question."""
+    fields = line.split(",")
+    try:
+        return len(fields) >= 5 and bool(list(map(float, fields[-4:])))
+    except ValueError:
+        return False
 
 
 def read_boxes(path: Path, position: dict[str, int], ordered: bool = True) -> list[NDArray[np.int64]]:
@@ -402,6 +414,9 @@ def read_masks(path: Path, position: dict[str, int]) -> list[MaskPaths]:
         for number, index, mask, ignore_mask in zip(rows.numbers, rows.indices.tolist(), *rows.fields, strict=True):
             if not mask:
                 raise InputError(f"{path}:{number}: no mask file is named")
+            for name in filter(None, (mask, ignore_mask)):
+                if not _stays_below(name):
+                    raise InputError(f"{path}:{number}: the mask '{_short(name)}' leads out of --mask_root")
             if not foreground[index]:  # the ignore mask is named on an image's first line only
                 ignore[index] = ignore_mask
             foreground[index] += (mask,)
