@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import munch
-import yaml
 
 from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS
 from wsol.branch import CANDIDATES, WEIGHTS, BranchSetting
@@ -26,6 +25,7 @@ from wsol.cam.affinity import AFFINITY_CANDIDATES, DEFAULT_AFFINITY, Affinity
 from wsol.cam.normalization import NORMALIZATIONS
 from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
 from wsol.cam.variant import HEADS, REFINEMENTS
+from wsol.checked import read_yaml
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
 from wsol.errors import InputError, first_few, nearest, plain_name
 from wsol.log import log
@@ -83,6 +83,15 @@ def architecture(text: str) -> str:
     return text
 
 
+def _short(value: Any, most: int = 60) -> str:
+    """The text of a value, cut if it is long; an int of thousands of digits has none in Python."""
+    try:
+        text = str(value)
+    except ValueError:
+        text = f"a number of about {value.bit_length() * 3 // 10:,} digits"
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
 def _number(
     kind: type, low: float, high: float = math.inf, above: bool = False, infinite: bool = False
 ) -> Callable[[str], Any]:
@@ -90,21 +99,25 @@ def _number(
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{text}' is not a number") from None
+            raise argparse.ArgumentTypeError(f"'{_short(text)}' is not a number") from None
         if (math.isinf(value) and not infinite) or not (low < value if above else low <= value) or value > high:
             bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise argparse.ArgumentTypeError(f"{text} is out of range ({bounds})")
+            raise argparse.ArgumentTypeError(f"{_short(text)} is out of range ({bounds})")
         return value
 
     return parse
 
 
-count, positive = _number(int, 0), _number(int, 1)
-amount, rate = _number(float, 0), _number(float, 0, above=True)
+# Numbers beyond these limits are slips, and would overflow somewhere else with a message that names no flag.
+count, positive = _number(int, 0, 10**9), _number(int, 1, 10**9)
+amount, rate = _number(float, 0, 1e9), _number(float, 0, 1e6, above=True)
 share, size = _number(float, 0, 1), _number(int, 16, 4096)
+random_seed = _number(int, 0, 2**32 - 1)
 amount_or_inf = _number(float, 0, infinite=True)
 # What --help shows for a value of each type.
-_METAVARS = dict.fromkeys((count, positive, size), "N") | dict.fromkeys((amount, amount_or_inf, rate, share), "X")
+_METAVARS = dict.fromkeys((count, positive, size, random_seed), "N") | dict.fromkeys(
+    (amount, amount_or_inf, rate, share), "X"
+)
 
 
 # --------------------------------------------------------------------------- the table of settings
@@ -208,7 +221,7 @@ _MAIN_SETTINGS = (
           bears_on=NOTHING),
     _flag("dry_run", "print the settings and the numbers of parameters and images, then stop",
           group=_RUN, scope=COMMAND_LINE),
-    Setting("seed", "random seed", 42, count, group=_RUN, scope=FIXED),
+    Setting("seed", "random seed", 42, random_seed, group=_RUN, scope=FIXED),
     Setting("gpus", "CUDA device indices, such as 0 or 0,1; without CUDA the CPU is used", "0", metavar="INDICES",
             group=_RUN, commands=_BOTH, bears_on=NOTHING),
     Setting("workers", "data loading processes, at most the number of cores", 4, count, group=_RUN, commands=_BOTH,
@@ -558,14 +571,9 @@ def _with_boolean_values(argv: Sequence[str], settings: Iterable[Setting]) -> li
 def load_yaml(path: str) -> dict[str, Any]:
     """Settings of a YAML file, each checked as if it were on the command line."""
     try:
-        saved = yaml.safe_load(Path(path).read_text())
+        return check_settings(read_yaml(path), path)
     except FileNotFoundError:
         raise InputError(f"--config {path}: no such file") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--config {path}: {str(error).splitlines()[0]}") from None
-    if not isinstance(saved, dict):
-        raise InputError(f"--config {path}: not a YAML mapping of settings")
-    return check_settings(saved, path)
 
 
 def check_settings(saved: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -574,13 +582,13 @@ def check_settings(saved: Mapping[str, Any], path: str) -> dict[str, Any]:
     argv: list[str] = []
     for key, value in saved.items():
         if key not in table:
-            raise InputError(f"{path}: unknown setting '{key}'" + nearest(str(key), table))
+            raise InputError(f"{path}: unknown setting '{_short(key)}'" + nearest(_short(key), table))
         if value is None or table[key].scope == COMMAND_LINE:
             continue
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(v, (dict, list, tuple)) for v in values):
             raise InputError(f"{path}: the setting '{key}' is neither a value nor a list of values")
-        words = [str(v) for v in values]
+        words = [_short(v, 10_000) for v in values]
         argv += [f"--{key}", *words] if table[key].nargs == "+" else [f"--{key}={','.join(words)}"]
     parser = make_parser()
     parser.source = f"{path}: "

@@ -22,8 +22,15 @@ class BranchSetting(NamedTuple):
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> BranchSetting:
-        """The setting of a `record`; those written before there was an object loss do not name mu."""
-        return cls(record["weights"], float(record["lambda"]), record.get("mu", 0.0))
+        """The setting of a `record`; those written before there was an object loss do not name mu.
+
+        Raises:
+            KeyError, TypeError, ValueError: it is no such record.
+        """
+        setting = cls(record["weights"], float(record["lambda"]), float(record.get("mu", 0.0)))
+        if setting.weights not in WEIGHTS or not setting.c2_weight >= 0 or not 0 <= setting.object_weight < math.inf:
+            raise ValueError(f"no setting of a branch: {setting}")
+        return setting
 
     @property
     def record(self) -> dict[str, Any]:

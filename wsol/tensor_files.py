@@ -41,7 +41,7 @@ def read(path: Path | str) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about pickle protocols before it refuses a file
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except (pickle.UnpicklingError, RecursionError):
         raise InputError(
             f"{path} is not a checkpoint of tensors and plain values alone, so it was not loaded: it could run "
             "code; save it again with torch.save({'state_dict': model.state_dict()}, ...)"
@@ -65,6 +65,11 @@ def load(path: Path | str) -> dict[str, Any]:
         raise InputError(
             f"{path} has no state_dict of named tensors (neither at the top nor under {', '.join(STATE_DICT_KEYS)})"
         )
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+            raise InputError(
+                f"{path}: the tensor '{name}' is sparse, quantized, complex or without values; save it as a plain one"
+            )
     others = {} if key is None else {name: value for name, value in content.items() if name != key}
     return others | {"state_dict": unwrapped(tensors)}
 

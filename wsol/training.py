@@ -230,7 +230,7 @@ class Trainer:
         optimizer = make_optimizer(model, lr=lr, **self.optimizer_settings)
         if resumed is not None and resumed["optimizer"] is not None:  # None: the checkpoint of a run of 0 epochs
             requested = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-            optimizer.load_state_dict(resumed["optimizer"])
+            load_optimizer(optimizer, resumed["optimizer"], resumed.get("path", "the checkpoint"))
             for group, settings in zip(optimizer.param_groups, requested, strict=True):
                 group.update(settings)
         # LambdaLR counts finished epochs.
@@ -271,6 +271,28 @@ class Trainer:
             return on_images(model, regions), self.loader
         loader = parallel_loader(self._features, self.loader.batch_size, 0, sampler=self.loader.sampler)
         return on_features(model, regions is not None), loader
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:
+    """Load the state of SGD with momentum.
+
+    Raises:
+        InputError: it is not that of these parameters; path is for the message.
+    """
+    try:
+        optimizer.load_state_dict(state)
+        fits = all(
+            buffer is None or (buffer.shape == parameter.shape and buffer.isfinite().all())
+            for parameter, kept in optimizer.state.items()
+            for buffer in [kept.get("momentum_buffer")]
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError):
+        fits = False
+    if not fits:
+        raise InputError(
+            f"{path}: the field 'optimizer' does not fit the parameters that are trained; start from its weights with "
+            "--ft_ckpt"
+        )
 
 
 def on_features(model: Classifier, with_regions: bool) -> Callable[..., Output]:

@@ -38,9 +38,9 @@ def find_class(wanted: str, names: Sequence[str], synonyms: Sequence[Sequence[st
         InputError: there is no such class (the message suggests the nearest name), or several (it lists them).
     """
     if re.fullmatch(r"-?\d+", wanted.strip()):
-        index = int(wanted)
+        index = int(wanted) if len(wanted) < 20 else -1
         if not 0 <= index < len(names):
-            raise InputError(f"--class {index}: the network has the classes 0..{len(names) - 1}")
+            raise InputError(f"--class {wanted.strip()[:20]}: the network has the classes 0..{len(names) - 1}")
         return index
     word = wanted.strip().lower()
     aliases = [

@@ -30,7 +30,10 @@ from wsol.log import progress
 from wsol.workers import parallel_loader
 
 # What np.load raises for a file that is not an array: cut off, pickled, a broken zip, a nonsensical header.
-_NOT_READABLE = (OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile)
+_NOT_READABLE = (
+    *(OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile),
+    *(SyntaxError, RecursionError, TypeError),  # of a header, which is a Python literal
+)
 _CHUNK = 32  # images whose saved maps a process reads and measures at a time
 
 

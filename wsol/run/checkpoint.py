@@ -15,12 +15,36 @@ import torch
 from torch import Tensor
 
 from wsol.backbones import Architecture
+from wsol.backbones.registry import FORMS, LAST_LAYERS
+from wsol.branch import BranchSetting
+from wsol.checked import MAPPING, SCORE, TEXT, TRUTH, WHOLE, Kind, check_fields, listed, one_of, optional
 from wsol.errors import InputError, plain_name
 from wsol.files import replacing
 from wsol.log import log
+from wsol.losses import OBJECTIVES
 from wsol.tensor_files import load, shared_wrappers
 
 SUFFIX = "_checkpoint.pth.tar"
+# What the fields that are read must be, where a checkpoint has them.
+_FIELDS = {
+    "architecture": TEXT,
+    "model_structure": optional(one_of(list(OBJECTIVES))),
+    "classifier_form": optional(one_of([*FORMS, "auto"])),
+    "last_layer": optional(one_of(LAST_LAYERS)),
+    "large_feature_map": optional(TRUTH),
+    "class_names": optional(listed(TEXT)),
+    "dataset_name": optional(TEXT),
+    "branch": optional(MAPPING),
+    "training": listed(MAPPING),
+    "metadata": MAPPING,
+    "starts_from": MAPPING,
+}
+_TRAINING_STATE = {
+    "stage": one_of(list(OBJECTIVES)),
+    "epoch": WHOLE,
+    "best": optional(SCORE),  # NaN once training has diverged
+    "optimizer": optional(Kind(lambda value: isinstance(value, dict), "an optimizer's state")),
+}
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
@@ -60,6 +84,9 @@ class Checkpoint:
     def __init__(self, role: str, path: Path | str):
         self.role, self.path = role, str(path)
         self.content = load(path)
+        check_fields(self.content, _FIELDS, self.path, "save it again, or use another checkpoint")
+        if self.branch is not None:
+            self._check_branch(self.branch)
         if "checksum" not in self.content:
             log.info("%s has no checksum (it is older or another project's), so damage to it would not be seen", path)
 
@@ -85,13 +112,30 @@ class Checkpoint:
     @property
     def training_state(self) -> dict[str, Any]:
         """The content that training resumes from; InputError if the checkpoint was not written by our training."""
-        missing = {"stage", "epoch", "best", "optimizer"} - set(self.content)
+        missing = _TRAINING_STATE.keys() - self.content.keys()
         if missing:
             raise InputError(
                 f"{self.path} has no training state ({', '.join(sorted(missing))}), so training cannot be resumed; "
                 "start from its weights with --ft_ckpt"
             )
-        return self.content
+        check_fields(
+            self.content,
+            _TRAINING_STATE,
+            self.path,
+            "training cannot be resumed; start from its weights with --ft_ckpt",
+        )
+        return self.content | {"path": self.path}
+
+    def _check_branch(self, branch: dict[str, Any]) -> None:
+        """InputError unless every setting in the record of a branch is one of BranchSetting."""
+        records = [branch.get("setting"), *(candidate.get("setting") for candidate in branch.get("candidates", []))]
+        for record in records:
+            try:
+                BranchSetting.from_record(record)
+            except (KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"{self.path}: the field 'branch' has a setting that is none; train the branch again"
+                ) from None
 
     def check_architecture(self, architecture: str) -> None:
         """InputError if the checkpoint names another architecture; those of other projects may name none."""
@@ -109,7 +153,7 @@ class Checkpoint:
             widths = [
                 tensor.shape[0]
                 for name, tensor in self.tensors.items()
-                if name.startswith(f"{head}.") and name.endswith("weight")
+                if name.startswith(f"{head}.") and name.endswith("weight") and tensor.numel() and tensor.ndim
             ]
             if widths:
                 return widths[-1]

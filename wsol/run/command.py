@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from wsol.errors import InputError
@@ -204,12 +205,29 @@ def _end(number: int) -> int:
     if not _State.listening:
         _State.ending = False
         return 128 + number
-    for child in multiprocessing.active_children():
-        child.kill()
+    for child in _forked_processes():
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
     os._exit(128 + number)
+
+
+def _forked_processes() -> set[int]:
+    """Processes that this one forked: data loading processes, also one of which multiprocessing does not know yet.
+
+    They have our command line, unlike programs such as that of W&B, which ends on its own once it has written all.
+    """
+    known = {child.pid for child in multiprocessing.active_children() if child.pid is not None}
+    with contextlib.suppress(OSError):
+        own = Path("/proc/self/cmdline").read_bytes()
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                if parent == os.getpid() and (folder / "cmdline").read_bytes() == own:
+                    known.add(int(folder.name))
+    return known
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -18,12 +18,14 @@ from typing import Any
 import filelock
 import yaml
 
+from wsol.checked import NUMBER, TEXT, WHOLE, check_fields, read_yaml
 from wsol.errors import InputError
 from wsol.files import write_file
 from wsol.run.provenance import describe_code
 
 CONFIG_FILE = "config.yaml"
 LOCK_FILE = ".lock"
+_METRICS = {"stage": TEXT, "epoch": WHOLE, "split": TEXT, "seconds": NUMBER}  # fields of a line of metrics.jsonl
 _SIGNATURE = "# settings of a run of main.py; "  # the first words of a run's config.yaml
 _EVALUATION = re.compile(r"eval-(\d+)")
 # Data loading workers of a killed process hold its lock for a moment longer.
@@ -92,14 +94,9 @@ class RunFolder:
         """The settings that the run was started with; empty for a folder of checkpoints from elsewhere."""
         path = self.path / CONFIG_FILE
         try:
-            saved = yaml.safe_load(path.read_text())
+            return read_yaml(path)
         except FileNotFoundError:
             return {}
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from None
-        if not isinstance(saved, dict):
-            raise InputError(f"{path} has no settings")
-        return saved
 
     def open(self, settings: dict[str, Any], *, save: bool = True, apart: bool = False) -> str:
         """Create the folder, lock it for this process, and save the run's settings; returns the folder's name.
@@ -182,24 +179,39 @@ class RunFolder:
         Args:
             last_epochs: {stage: the last epoch to keep}; a stage that is not listed is dropped.
         """
-        path = self.path / "metrics.jsonl"
-        if not path.exists():
-            return
-        lines = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        metrics = self.metrics()
+        kept = [json.dumps(line) + "\n" for line in metrics if line["epoch"] <= last_epochs.get(line["stage"], 0)]
+        if metrics:
+            write_file(self.path / "metrics.jsonl", "".join(kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, without one at its end that is cut off: the process was killed while writing it.
+
+        Raises:
+            InputError: a line is none of ours.
+        """
+        path, remedy = self.path / "metrics.jsonl", "remove that line, or the file"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read as text: {error}; remove it to resume without it") from None
+        metrics = []
+        for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-            except ValueError:  # the process was killed in the middle of this line
-                continue
-            if isinstance(entry, dict) and entry.get("epoch", 0) <= last_epochs.get(entry.get("stage", ""), 0):
-                lines.append(line + "\n")
-        write_file(path, "".join(lines))
+            except (ValueError, RecursionError) as error:
+                if number == len(lines):
+                    break
+                raise InputError(f"{path}:{number} is not JSON ({error}); {remedy}") from None
+            check_fields(entry, _METRICS, f"{path}:{number}", remedy, needed=_METRICS)
+            metrics.append(entry)
+        return metrics
 
     def seconds_trained(self) -> float:
         """Seconds of all epochs, training and validation, including those before a --resume."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        return sum(json.loads(line)["seconds"] for line in lines)
+        return sum(line["seconds"] for line in self.metrics())
 
 
 def _latest_number(root: Path) -> int:
