@@ -27,7 +27,7 @@ from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
 from wsol.cam.variant import HEADS, REFINEMENTS
 from wsol.checked import read_yaml
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
-from wsol.errors import InputError, first_few, nearest, plain_name
+from wsol.errors import InputError, first_few, nearest, plain_name, shortened
 from wsol.log import log
 from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
@@ -83,15 +83,6 @@ def architecture(text: str) -> str:
     return text
 
 
-def _short(value: Any, most: int = 60) -> str:
-    """The text of a value, cut if it is long; an int of thousands of digits has none in Python."""
-    try:
-        text = str(value)
-    except ValueError:
-        text = f"a number of about {value.bit_length() * 3 // 10:,} digits"
-    return text if len(text) <= most else f"{text[:most]}..."
-
-
 def _number(
     kind: type, low: float, high: float = math.inf, above: bool = False, infinite: bool = False
 ) -> Callable[[str], Any]:
@@ -99,10 +90,10 @@ def _number(
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"'{_short(text)}' is not a number") from None
+            raise argparse.ArgumentTypeError(f"'{shortened(text)}' is not a number") from None
         if (math.isinf(value) and not infinite) or not (low < value if above else low <= value) or value > high:
             bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise argparse.ArgumentTypeError(f"{_short(text)} is out of range ({bounds})")
+            raise argparse.ArgumentTypeError(f"{shortened(text)} is out of range ({bounds})")
         return value
 
     return parse
@@ -582,13 +573,16 @@ def check_settings(saved: Mapping[str, Any], path: str) -> dict[str, Any]:
     argv: list[str] = []
     for key, value in saved.items():
         if key not in table:
-            raise InputError(f"{path}: unknown setting '{_short(key)}'" + nearest(_short(key), table))
+            raise InputError(f"{path}: unknown setting '{shortened(key)}'" + nearest(shortened(key), table))
         if value is None or table[key].scope == COMMAND_LINE:
             continue
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(isinstance(v, (dict, list, tuple)) for v in values):
             raise InputError(f"{path}: the setting '{key}' is neither a value nor a list of values")
-        words = [_short(v, 10_000) for v in values]
+        try:
+            words = [str(v) for v in values]
+        except ValueError:
+            raise InputError(f"{path}: the setting '{key}' is a number of thousands of digits") from None
         argv += [f"--{key}", *words] if table[key].nargs == "+" else [f"--{key}={','.join(words)}"]
     parser = make_parser()
     parser.source = f"{path}: "
@@ -644,11 +638,11 @@ def _not_overruled(saved: Mapping[str, Any], given: Collection[str], always: Col
 
 def training_settings(config: munch.Munch) -> dict[str, Any]:
     """The settings that training depends on, as config.yaml has them."""
-    table, groups = settings_of(MAIN), (_RUN, _DATA, _NETWORK, _TRAINING, _METHOD_OPTIONS)
+    table = settings_of(MAIN)
     return {
         name: value
         for name, value in saved_settings(config).items()
-        if table[name].effect != NOTHING and table[name].group in groups and table[name].scope in (RUN, FIXED)
+        if table[name].effect != NOTHING and table[name].group != _MAPS and table[name].scope in (RUN, FIXED)
     }
 
 

@@ -333,13 +333,15 @@ def differs_from_run(config: Any, run: RunFolder, model: Classifier, sources: di
     """Whether --eval_only measures something else than the run did: other settings, weights or metadata."""
     saved, measured = run.saved_config(), (RESULTS,)
     changed = list(changed_settings(config, saved, f"{run.path}/config.yaml", measured)) if saved else []
-    with contextlib.suppress(InputError):  # without results, or if they are damaged, these are the run's
+    results = None
+    with contextlib.suppress(InputError):  # without results, or if they are damaged, these become the run's
         results = read_results(run.path)
+    if results is not None:
         changed += changed_settings(config, results["config"], f"{run.path}/results.json", measured)
         now = {"weights": checksum(model.published_state_dict()), "metadata": sources["metadata"]}
         changed += [name for name, value in now.items() if results.get(name, value) != value]
     if changed:
-        log.info("not the run's own %s: the results get a folder of their own", first_few(dict.fromkeys(changed)))
+        log.info("differs from the run in %s: results get a folder of their own", first_few(dict.fromkeys(changed)))
     return bool(changed)
 
 

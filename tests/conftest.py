@@ -182,6 +182,12 @@ def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run"
     ]
 
 
+def files_below(folder: Path, without: tuple[str, ...] = ()) -> dict[str, bytes]:
+    """{path below the folder: content} of every file, except those with these names."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in without)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
 def checkpoint_content(folder: Path, name: str = "last") -> dict:
     """What a run kept in its checkpoint `name`."""
     return torch.load(folder / f"{name}{checkpoint.SUFFIX}", weights_only=True)

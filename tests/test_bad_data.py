@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REAL, arguments, write_dataset
+from conftest import REAL, arguments, files_below, write_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,10 +23,6 @@ from wsol.datasets.pictures import file_stems, find_pictures
 from wsol.datasets.reader import read_split
 from wsol.datasets.split_files import boxes_outside
 from wsol.errors import InputError
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.fixture

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 import torch
-from conftest import arguments
-from test_end_to_end import files_below
+from conftest import arguments, files_below
 
 import main as program
 from wsol import build

@@ -7,13 +7,20 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT, arguments, checkpoint_content, killed_after, metrics_without_times, write_dataset
+from conftest import (
+    ROOT,
+    arguments,
+    checkpoint_content,
+    files_below,
+    killed_after,
+    metrics_without_times,
+    write_dataset,
+)
 from PIL import Image
 
 import main as program
@@ -32,10 +39,6 @@ def run_command(*argv: str, cwd, **environment) -> subprocess.CompletedProcess:
         env=os.environ | environment,
         timeout=600,
     )
-
-
-def files_below(folder) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 KEYS_OF_SHARES = ["maxboxacc", "maxboxacc_v1", "top1"] + [
@@ -177,20 +180,11 @@ def test_eval_only_repeats_the_numbers_from_the_checkpoint_and_keeps_the_setting
         program.main([*again, "highest"])
 
 
-def files_of(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder, but for the log and the lock."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name not in ("log.txt", ".lock")
-    }
-
-
 def test_an_evaluation_of_other_things_has_a_folder_of_its_own(shapes):
     argv = arguments(shapes, "--methods", "cam,gradcam", "--save_scoremaps")
     program.main(argv)
     run = shapes / "runs" / "run"
-    before = files_of(run)
+    before = files_below(run, without=("log.txt", ".lock"))
     evaluate = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"]
     fewer = program.main([*evaluate, "--methods", "cam", "--heads", "sigmoid_clamped", "--bootstrap", "0"])
     # Without resamples the intervals of shares stay, which need none.
@@ -205,7 +199,11 @@ def test_an_evaluation_of_other_things_has_a_folder_of_its_own(shapes):
     (shapes / "dataset").rename(shapes / "moved")
     program.main([*evaluate, "--data_root", str(shapes / "moved"), "--workers", "1", "--batch_size", "3"])
     assert sorted(path.name for path in run.glob("eval-*")) == ["eval-1", "eval-2"]
-    after = {name: content for name, content in files_of(run).items() if not name.startswith("eval-")}
+    after = {
+        name: content
+        for name, content in files_below(run, without=("log.txt", ".lock")).items()
+        if not name.startswith("eval-")
+    }
     assert set(after) == set(before)
     changed = {name for name in before if after[name] != before[name]}
     assert changed <= {"results.json"}  # it names the seconds

@@ -4,9 +4,8 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, arguments
+from conftest import TinyNet, arguments, files_below
 from PIL import Image
-from test_end_to_end import files_below
 
 import inference as program
 import main as training

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import REAL, ROOT, write_dataset
+from conftest import REAL, ROOT, files_below, write_dataset
 from PIL import Image
 
 from wsol.datasets.copying import find_datasets
@@ -23,10 +23,6 @@ _spec.loader.exec_module(tool)
 
 FILES = ("image_ids", "class_labels", "image_sizes", "localization")
 real = pytest.mark.skipif(not REAL.is_dir(), reason="the real metadata are not beside this checkout")
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 def assert_same(made: Path, original: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from wsol.errors import InputError
+from wsol.errors import InputError, shortened
 
 
 class Kind(NamedTuple):
@@ -26,7 +26,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 62
+    return isinstance(value, int) and _is_number(value) and value >= 0
 
 
 def _is_plain(value: Any, depth: int = 20) -> bool:
@@ -45,7 +45,6 @@ TRUTH = Kind(lambda value: isinstance(value, bool), "true or false")
 NUMBER = Kind(_is_number, "a finite number")
 SCORE = Kind(lambda value: isinstance(value, float) or _is_number(value), "a number")
 WHOLE = Kind(_is_whole, "a whole number, at least 0")
-PLAIN = Kind(_is_plain, "plain values")
 MAPPING = Kind(lambda value: isinstance(value, Mapping) and _is_plain(value), "a mapping of plain values")
 
 
@@ -111,12 +110,8 @@ def read_yaml(path: Path | str) -> dict[Any, Any]:
     return content
 
 
-def _shown(value: Any, most: int = 60) -> str:
+def _shown(value: Any) -> str:
     """A value for a message of one line; of tensors, arrays and the like only the type."""
     if not isinstance(value, (str, int, float, list, dict, tuple, type(None))):
         return f"a {type(value).__name__}"
-    try:
-        text = repr(value).replace("\n", " ")
-    except (ValueError, RecursionError):  # an int of thousands of digits, a list in itself
-        return f"a {type(value).__name__}"
-    return text if len(text) <= most else f"{text[:most]}..."
+    return shortened(value, form=repr)

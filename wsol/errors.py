@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sized
+from collections.abc import Callable, Iterable, Sized
 
 
 class InputError(ValueError):
@@ -52,3 +52,12 @@ def first_few(names: Iterable[object], most: int = 3) -> str:
 def counted(items: Sized, singular: str, plural: str) -> str:
     """How many there are, in words: "1 box extends" or "1,204 boxes extend"."""
     return f"{len(items):,} {singular if len(items) == 1 else plural}"
+
+
+def shortened(value: object, most: int = 60, form: Callable[[object], str] = str) -> str:
+    """The text of a value for a message of one line, cut if it is long; `form` makes the text."""
+    try:
+        text = form(value).replace("\n", " ")
+    except (ValueError, RecursionError):  # Python has no text for an int of thousands of digits, or for endless nesting
+        return f"a {type(value).__name__} too long to show"
+    return text if len(text) <= most else f"{text[:most]}..."

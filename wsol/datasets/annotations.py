@@ -12,9 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from wsol.datasets.file_checks import require_files
+from wsol.datasets.images import image_size
 from wsol.datasets.reader import read_lines
 from wsol.datasets.writer import Box, Size
 from wsol.errors import InputError
@@ -73,15 +72,13 @@ def image_sizes(root: Path, image_ids: Sequence[str], sizes_file: Path | None = 
         return sizes
     require_files(root, image_ids, "images", "sizes are read from them; give --images, or a --sizes file")
 
-    def size(image_id: str) -> Size:
-        try:
-            with Image.open(root / image_id) as image:
-                return image.size
-        except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(f"image {root / image_id} cannot be read ({error})") from None
-
     with ThreadPoolExecutor(8) as pool:
-        read = progress(pool.map(size, image_ids), "sizes", unit="image", total=len(image_ids))
+        read = progress(
+            pool.map(lambda image_id: image_size(root / image_id, "replace the file, or leave it out"), image_ids),
+            "sizes",
+            unit="image",
+            total=len(image_ids),
+        )
         return dict(zip(image_ids, read, strict=True))
 
 

@@ -13,6 +13,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -20,12 +21,13 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from wsol.errors import InputError
+from wsol.errors import InputError, shortened
 from wsol.geometry import resize_boxes
 
 BLOCK = 1 << 16  # lines read at a time
 MOST_PIXELS = 1_000_000  # limit of image sides and coordinates, so that no product overflows int64
 MOST_CLASSES = 1_000_000
+_short = partial(shortened, most=120)
 _OTHER_PARTS = re.compile(r"(^|/)\.{0,2}(/|$)")
 
 
@@ -289,10 +291,6 @@ def _parse(fields: Sequence[str]) -> NDArray[np.int64]:
 def _stays_below(path: str) -> bool:
     """Whether a relative path names one file below its folder, and in one way only: no "..", ".", "//" or end "/"."""
     return not _OTHER_PARTS.search(path)
-
-
-def _short(text: str, most: int = 120) -> str:
-    return text if len(text) <= most else f"{text[:most]}..."
 
 
 # --------------------------------------------------------------------------- the files

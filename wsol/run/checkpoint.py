@@ -88,7 +88,7 @@ class Checkpoint:
         if self.branch is not None:
             self._check_branch(self.branch)
         if "checksum" not in self.content:
-            log.info("%s has no checksum (it is older or another project's), so damage to it would not be seen", path)
+            log.info("%s has no checksum (it is older or another project's), so damage cannot be detected", path)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -128,14 +128,13 @@ class Checkpoint:
 
     def _check_branch(self, branch: dict[str, Any]) -> None:
         """InputError unless every setting in the record of a branch is one of BranchSetting."""
-        records = [branch.get("setting"), *(candidate.get("setting") for candidate in branch.get("candidates", []))]
-        for record in records:
-            try:
-                BranchSetting.from_record(record)
-            except (KeyError, TypeError, ValueError):
-                raise InputError(
-                    f"{self.path}: the field 'branch' has a setting that is none; train the branch again"
-                ) from None
+        try:
+            for record in (branch, *branch.get("candidates", [])):
+                BranchSetting.from_record(record["setting"])
+        except (KeyError, TypeError, ValueError):
+            raise InputError(
+                f"{self.path}: the field 'branch' names a setting that does not exist; train the branch again"
+            ) from None
 
     def check_architecture(self, architecture: str) -> None:
         """InputError if the checkpoint names another architecture; those of other projects may name none."""
