@@ -158,6 +158,55 @@ def test_a_library_that_swallows_the_signal_does_not_keep_the_command(work):
     assert out == "interrupted; nothing was written\n" and err == ""
 
 
+IMPORTING = """
+import sys
+sys.path.insert(0, {root!r})
+from wsol.run import command
+
+def main():
+    import slow
+
+command.check_early({early})
+sys.exit(command.run(main))
+"""
+SLOW = """
+import time
+
+print("ready", flush=True)
+try:
+    end = time.monotonic() + {seconds}
+    while time.monotonic() < end:
+        time.sleep(0.01)
+except BaseException:
+    print("raised")
+    raise
+"""
+
+
+@pytest.mark.parametrize("early", [True, False], ids=["parse", "run"])
+@pytest.mark.parametrize("seconds", [1, 60])
+def test_no_exception_is_raised_in_an_import(tmp_path, early, seconds):
+    """It would abort the process in compiled modules, torch's for one: exit code -6 and C++'s own words."""
+    (tmp_path / "slow.py").write_text(SLOW.format(seconds=seconds))
+    (tmp_path / "slow_command.py").write_text(
+        IMPORTING.format(root=str(ROOT), early="main" if early else "lambda: None")
+    )
+    process = subprocess.Popen(
+        [sys.executable, "slow_command.py"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    begun = time.monotonic()
+    os.killpg(process.pid, signal.SIGTERM)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 143 and time.monotonic() - begun < SECONDS_ALLOWED
+    assert out == "interrupted; nothing was written\n" and err == ""
+
+
 def test_ctrl_c_where_main_is_called_by_another_program():
     """Its exit code, and the caller goes on living."""
 

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from wsol.errors import InputError
@@ -25,6 +26,7 @@ from wsol.log import log
 
 SECONDS_TO_END = 8.0
 _SECONDS_BEFORE_INSISTING = 3.0
+_SECONDS_OF_AN_IMPORT = 0.1
 _NOTHING_KEPT = "nothing was written"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
@@ -41,6 +43,7 @@ class _State:
     listening = False  # signals are ours: this is a command, not a test or another program that calls its main()
     working = False  # `run` is there to catch Interrupted
     received: int | None = None
+    raised = False
     ending = False
     advice = _NOTHING_KEPT
 
@@ -50,19 +53,21 @@ def run(main: Callable[[], object]) -> int:
 
     Errors that are the program's own pass through.
     """
-    code = _run(main)
+    code = _run(main, tidy=True)
     if _State.listening:  # all is done; the interpreter's own end would answer a signal by its default
         _answer_with(signal.SIG_IGN)
     return code
 
 
-def _run(main: Callable[[], object]) -> int:
+def _run(main: Callable[[], object], tidy: bool) -> int:
     if sys.stdout is None:  # closed by the shell (>&-): the next file to be opened would receive what is printed
         return fail("standard output is closed; redirect it to a file or to /dev/null")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without Greek still gets its table
-    _State.working = True
     try:
+        _State.working = tidy
         code = _exit_code(main)
+        if _State.received is not None:  # in an import that was the last of the work, or swallowed by a library
+            return _end(_State.received)
         return code or _flushed()
     except KeyboardInterrupt:
         return _end(_State.received or signal.SIGINT)
@@ -123,7 +128,7 @@ def check_early(parse: Callable[[], object]) -> None:
     signals are answered as the module says.
     """
     _listen()
-    code = _run(parse)
+    code = _run(parse, tidy=False)
     if code:
         sys.exit(code)
 
@@ -149,10 +154,10 @@ def _listen() -> None:
     """Answer SIGINT and SIGTERM, and keep libraries from printing what they make of them."""
     owner = os.getpid()
 
-    def answer(number: int, _frame: Any) -> None:
+    def answer(number: int, frame: FrameType | None) -> None:
         if os.getpid() != owner:  # a data loading process that was forked a moment ago
             os._exit(128 + number)
-        if not _State.working:  # in the middle of imports, which an exception would leave half done
+        if not _State.working:  # nothing was begun that would have to be tidied up
             _end(number)
         if _State.ending:
             return
@@ -160,7 +165,9 @@ def _listen() -> None:
             _State.received = number
             # Not threading.Thread: the signal may have come while the main thread holds one of its locks.
             _thread.start_new_thread(_insist, (number,))
-        raise Interrupted
+        if not _is_importing(frame):
+            _State.raised = True
+            raise Interrupted
 
     _answer_with(answer)
     _State.listening = True
@@ -177,15 +184,25 @@ def _unless_interrupted(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda details: None if _State.received is not None else hook(details)
 
 
+def _is_importing(frame: FrameType | None) -> bool:
+    """Whether an exception would now end an import, in which compiled modules (torch's) abort the process."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
 def _insist(number: int) -> None:
-    """Raise again if a library swallowed the exception, or if tidying up takes too long; in the end, just end."""
-    start = time.monotonic()
+    """Raise once imports are done, again if a library swallowed it or tidying up takes too long; then just end."""
+    end = time.monotonic() + SECONDS_TO_END
     pause = _SECONDS_BEFORE_INSISTING
-    while time.monotonic() - start < SECONDS_TO_END:
-        time.sleep(pause)
+    while time.monotonic() < end:
+        time.sleep(pause if _State.raised else _SECONDS_OF_AN_IMPORT)
+        if _State.raised:
+            pause = 1.0
         if not _State.ending:
             _thread.interrupt_main(signal.Signals(number))
-        pause = 1.0
     _end(number)
 
 
