@@ -33,6 +33,22 @@ from wsol.losses import LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.measures import MEASURES
 from wsol.run.figure_options import COLORMAPS, DEFAULT_COLORMAP, FIGURE_FORMATS
+from wsol.run.flag_types import (
+    amount,
+    amount_or_inf,
+    architecture,
+    boolean,
+    count,
+    names,
+    number,
+    numbers,
+    positive,
+    random_seed,
+    rate,
+    resamples,
+    share,
+    size,
+)
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
 # Behind global average pooling and one linear layer, as in the default network, xgradcam, hirescam and shapleycam equal
@@ -48,65 +64,8 @@ UNFREEZE = {
 }
 
 
-# --------------------------------------------------------------------------- types of values
-
-
-def boolean(text: str) -> bool:
-    """TRUE/FALSE, yes/no, t/f, y/n, on/off, 1/0 in any case."""
-    word = text.lower()
-    if word in ("true", "t", "yes", "y", "1", "on"):
-        return True
-    if word in ("false", "f", "no", "n", "0", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"'{text}' is not TRUE or FALSE")
-
-
-def names(text: str) -> list[str]:
-    """Split "cam, gradcam" into ["cam", "gradcam"], each once."""
-    return list(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
-
-
-def numbers(text: str) -> list[float]:
-    """Split "0.5, 1" into [0.5, 1.0], each once."""
-    return list(dict.fromkeys(_number(float, 0, 8, above=True)(word) for word in names(text)))
-
-
-def architecture(text: str) -> str:
-    """The name of a network of ours, or of timm or torchvision."""
-    if text not in ARCHITECTURES:
-        from wsol.backbones import get_architecture  # imports timm and torchvision, which know all other names
-
-        try:
-            get_architecture(text)
-        except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from None
-    return text
-
-
-def _number(
-    kind: type, low: float, high: float = math.inf, above: bool = False, infinite: bool = False
-) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"'{shortened(text)}' is not a number") from None
-        if (math.isinf(value) and not infinite) or not (low < value if above else low <= value) or value > high:
-            bounds = f"{'above' if above else 'at least'} {low}" + (f" and at most {high}" if high < math.inf else "")
-            raise argparse.ArgumentTypeError(f"{shortened(text)} is out of range ({bounds})")
-        return value
-
-    return parse
-
-
-# Numbers beyond these limits are slips, and would overflow somewhere else with a message that names no flag.
-count, positive = _number(int, 0, 10**9), _number(int, 1, 10**9)
-amount, rate = _number(float, 0, 1e9), _number(float, 0, 1e6, above=True)
-share, size = _number(float, 0, 1), _number(int, 16, 4096)
-random_seed = _number(int, 0, 2**32 - 1)
-amount_or_inf = _number(float, 0, infinite=True)
 # What --help shows for a value of each type.
-_METAVARS = dict.fromkeys((count, positive, size, random_seed), "N") | dict.fromkeys(
+_METAVARS = dict.fromkeys((count, positive, size, random_seed, resamples), "N") | dict.fromkeys(
     (amount, amount_or_inf, rate, share), "X"
 )
 
@@ -349,7 +308,7 @@ _MAIN_SETTINGS = (
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH, bears_on=NOTHING),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of MaxBoxAccV2 and PxAP; 0 leaves these "
-            "out. Shares of images have Wilson's interval, which needs none", 1000, _number(int, 0, 100_000),
+            "out. Shares of images have Wilson's interval, which needs none", 1000, resamples,
             metavar="N", group=_MAPS),
     Setting("fidelity", f"further measures of the maps on the test split: {', '.join(MEASURES)}, all or none; each but "
             "pointing costs forward passes per image and row (--dry_run counts them)", [], names, metavar="A,B,...",
@@ -360,9 +319,9 @@ _MAIN_SETTINGS = (
     Setting("figure_format", f"file formats of the figures, of {', '.join(FIGURE_FORMATS)}", ["png"], names,
             metavar="A,B,...", group=_MAPS, scope=THIS_CALL, bears_on=NOTHING),
     _flag("save_scoremaps", "write every evaluated map to scoremaps/ in the run folder", group=_MAPS, bears_on=NOTHING),
-    Setting("cam_curve_interval", "step between score map thresholds", 0.001, _number(float, 1e-5, 1), group=_MAPS,
+    Setting("cam_curve_interval", "step between score map thresholds", 0.001, number(float, 1e-5, 1), group=_MAPS,
             metavar="X", commands=_MEASURING),
-    Setting("iou_threshold_list", "IoU thresholds of box accuracy, in percent", [30, 50, 70], _number(int, 1, 100),
+    Setting("iou_threshold_list", "IoU thresholds of box accuracy, in percent", [30, 50, 70], number(int, 1, 100),
             nargs="+", metavar="N", group=_MAPS, commands=_MEASURING),
     Setting("loc_threshold", "score map threshold of gt_loc, top1_loc and top5_loc; that of gt_loc_val and "
             "top1_loc_val is the best on the val split, that of maxboxacc and gt_loc_best the best on the test split",

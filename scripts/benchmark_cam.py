@@ -45,12 +45,12 @@ import torch
 from tabulate import tabulate
 from torch.nn import functional as F
 
-from config import architecture, names, positive, rate, size
 from wsol import build, dualize
 from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps
 from wsol.errors import InputError
 from wsol.layout import find_layout
 from wsol.run import command
+from wsol.run.flag_types import architecture, names, positive, rate, size
 
 FIVE = ("gradcam", "gradcam++", "xgradcam", "layercam", "cam")
 TWO_HEADS = ("softmax", "sigmoid_clamped")

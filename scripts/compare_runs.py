@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from wsol.errors import InputError
 from wsol.evaluation.comparison import read_groups, table
 from wsol.run import command
+from wsol.run.flag_types import names, random_seed, resamples
 
 
 def report(arguments: argparse.Namespace) -> str:
@@ -34,18 +35,6 @@ def report(arguments: argparse.Namespace) -> str:
             f"({arguments.bootstrap:,} resamples, trained networks held fixed); *: interval excludes 0"
         )
     return "\n".join([*lines, images, "", table(groups, arguments.rows, arguments.metrics), "", *legend])
-
-
-def names(text: str) -> list[str]:
-    """Split "a, b" into ["a", "b"]."""
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def resamples(text: str) -> int:
-    """A number of resamples, 0 for none."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of resamples")
-    return int(text)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         metavar="N",
         help="number of resamples (default 1000); 0: no intervals",
     )
-    parser.add_argument("--seed", type=int, default=0, help="random seed of the resamples (default 0)")
+    parser.add_argument(
+        "--seed", type=random_seed, default=0, metavar="N", help="random seed of the resamples (default 0)"
+    )
     try:
         print(report(parser.parse_args(argv)))
     except InputError as error:

@@ -192,7 +192,7 @@ def test_results_and_images_of_different_evaluations(tmp_path):
     with pytest.raises(InputError, match="different evaluations"):
         read_groups([folder, str(tmp_path / "b")], 10, seed=0)
     (tmp_path / "a" / "results.json").write_text("{")
-    with pytest.raises(InputError, match="is not a run's results"):
+    with pytest.raises(InputError, match="results.json cannot be read"):
         read_groups([folder], 10, seed=0)
     (tmp_path / "a" / "results.json").unlink()
     with pytest.raises(InputError, match="--eval_only"):

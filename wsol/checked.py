@@ -30,14 +30,14 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_plain(value: Any, depth: int = 20) -> bool:
-    """Whether JSON can have it: nested dicts with text as keys, lists, text, finite numbers, true, false, nothing."""
+    """Whether Python's JSON can have it: nested dicts with text as keys, lists, text, numbers, truths, nothing."""
     if depth == 0:
         return False
     if isinstance(value, Mapping):
         return all(isinstance(key, str) and _is_plain(item, depth - 1) for key, item in value.items())
     if isinstance(value, list):
         return all(_is_plain(item, depth - 1) for item in value)
-    return value is None or isinstance(value, (str, bool)) or _is_number(value)
+    return value is None or isinstance(value, (str, bool, float)) or _is_number(value)
 
 
 TEXT = Kind(lambda value: isinstance(value, str) and "\0" not in value, "text")

@@ -18,7 +18,8 @@ import numpy as np
 from tabulate import tabulate
 
 from wsol.cam import Variant
-from wsol.errors import InputError, first_few
+from wsol.checked import MAPPING, NUMBER, TEXT, TRUTH, check_fields, listed
+from wsol.errors import InputError, first_few, shortened
 from wsol.evaluation.per_image import PerImage
 from wsol.evaluation.results import flatten
 from wsol.log import progress
@@ -28,6 +29,10 @@ CLASSIFICATION = "classification"  # the softmax head's accuracy, beside the row
 # Settings that change what a number means: runs must agree in them.
 _METRIC_SETTINGS = ("iou_threshold_list", "gt_boxes")
 _NO_METRICS = ("tau", "interval", "num_degenerate", "clamped")
+
+_REMEDY = "evaluate the run again with --eval_only"
+_RESULTS = {"rows": listed(MAPPING), "config": MAPPING, "classification": MAPPING}
+_ROW = {"method": TEXT, "head": TEXT, "clamped": TRUTH, "refine": TEXT}
 
 Key = tuple[str, str]  # row's name, metric: ("cam_softmax", "maxboxacc_50")
 
@@ -154,15 +159,14 @@ def read_results(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "results.json"
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
-        for row in results["rows"]:
-            str(Variant.from_record(row))
-        return results | {"config": dict(results["config"])}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; evaluate the run with --eval_only") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a run's results ({type(error).__name__}: {error}); evaluate the run again with --eval_only"
-        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {_REMEDY}") from None
+    check_fields(results, _RESULTS, str(path), _REMEDY, needed=("rows", "config"))
+    for number, row in enumerate(results["rows"]):
+        check_fields(row, _ROW, f"{path}, row {number}", _REMEDY, needed=("method", "head", "clamped"))
+    return results
 
 
 def _check_comparable(
@@ -201,14 +205,14 @@ def _measure(folder: Path, results: dict, images: PerImage, weights: np.ndarray)
     known = {(CLASSIFICATION, key): right_replicates(right, weights) for key, right in images.correct.items()}
     for name, row in images.rows.items():
         known |= {(name, key): values for key, values in flatten(row.replicates(weights, images.correct)).items()}
-    values = {(CLASSIFICATION, key): value for key, value in results.get("classification", {}).items()}
-    for row in results["rows"]:
-        metrics = flatten({key: value for key, value in row.items() if key not in _NO_METRICS})
-        values |= {
-            (str(Variant.from_record(row)), key): value
-            for key, value in metrics.items()
-            if isinstance(value, (int, float))
-        }
+    found = [(CLASSIFICATION, results.get("classification", {}))]
+    found += [(str(Variant.from_record(row)), row) for row in results["rows"]]
+    values = {
+        (name, key): value
+        for name, row in found
+        for key, value in flatten({key: value for key, value in row.items() if key not in _NO_METRICS}).items()
+        if NUMBER.holds(value)
+    }
     for key, replicates in known.items():
         if key not in values or not np.isclose(replicates[0], values[key], rtol=0, atol=1e-6):
             raise InputError(

@@ -14,16 +14,18 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-from wsol.errors import InputError
+from wsol.checked import NUMBER, TEXT, WHOLE, Kind, check_fields
+from wsol.errors import InputError, shortened
 from wsol.files import write_file
 from wsol.log import progress
 from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates
@@ -188,54 +190,127 @@ class PerImage:
         """Read a run folder's `per_image.npz`.
 
         Raises:
-            InputError: it is missing, cut off, or not such a file; nothing in it is ever executed.
+            InputError: it is missing, damaged, or not such a file, or its arrays do not fit together; nothing in it is
+                ever executed.
         """
         path = Path(folder) / FILE
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-            settings = json.loads(str(arrays["settings"]))
-            if settings["schema"] != _SCHEMA:
-                raise ValueError(f"schema {settings['schema']}, not {_SCHEMA}")
-            rows = {
+            settings = json.loads(str(arrays.pop("settings")))
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing; {_REMEDY}") from None
+        except _UNREADABLE as error:
+            raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {_REMEDY}") from None
+        check_fields(settings, _SETTINGS, f"{path}, settings", _REMEDY, needed=_SETTINGS)
+        if settings["schema"] != _SCHEMA:
+            raise InputError(f"{path} has schema {settings['schema']}, not {_SCHEMA}; {_REMEDY}")
+        return _Reader(path, arrays).images(settings)
+
+
+_REMEDY = "evaluate the run again with --eval_only"
+_VAL_TAUS = Kind(
+    lambda value: isinstance(value, dict) and all(map(NUMBER.holds, value.values())),
+    "a threshold for each of val's metrics",
+)
+_SETTINGS = {
+    "schema": WHOLE,
+    "dataset": TEXT,
+    "split": TEXT,
+    "rows": Kind(
+        lambda value: isinstance(value, dict) and all(map(_VAL_TAUS.holds, value.values())), "rows' thresholds"
+    ),
+}
+# What NumPy, zipfile and json raise for a file that is no npz, or a damaged one.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
+class _Reader:
+    """The arrays of a file, each checked when it is asked for."""
+
+    def __init__(self, path: Path, arrays: dict[str, np.ndarray]):
+        self.path, self.arrays = path, arrays
+
+    def images(self, settings: dict[str, Any]) -> PerImage:
+        """All of them. Raises InputError for what does not fit together."""
+        count = len(self.array("image_ids", "U", (None,)))
+        return PerImage(
+            settings["dataset"],
+            settings["split"],
+            self.arrays["image_ids"].tolist(),
+            self.array("labels", "iu", (count,), low=0),
+            self.array("predictions", "iu", (count,)),
+            {key: self.array(key, "b", (count,)) for key in ("top1", "top5") if key in self.arrays},
+            {
                 name: RowOutcomes(
-                    boxes=_outcomes(arrays, f"{name}/boxes"),
-                    first_box=_outcomes(arrays, f"{name}/first_box"),
-                    histograms=arrays.get(f"{name}/histograms"),
+                    boxes=self.outcomes(f"{name}/boxes", count, val_taus),
+                    first_box=self.outcomes(f"{name}/first_box", count, val_taus),
+                    histograms=self.histograms(f"{name}/histograms", count),
                     val_taus=val_taus,
                 )
                 for name, val_taus in settings["rows"].items()
-            }
-            return cls(
-                settings["dataset"],
-                settings["split"],
-                arrays["image_ids"].tolist(),
-                arrays["labels"],
-                arrays["predictions"],
-                {key: arrays[key] for key in ("top1", "top5") if key in arrays},
-                rows,
-            )
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing; evaluate the run again with --eval_only") from None
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
-            raise InputError(
-                f"{path} cannot be read ({type(error).__name__}: {error}); evaluate the run again with --eval_only"
-            ) from None
+            },
+        )
 
+    def array(
+        self, name: str, kinds: str, shape: Sequence[int | None], low: float = -math.inf, high: float = math.inf
+    ) -> np.ndarray:
+        """An array of one of the kinds (of NumPy's dtype.kind) and of a shape, None: any length but 0; finite."""
+        array = self.arrays.get(name)
+        if array is None:
+            self.fail(f"has no array '{name}'")
+        fits = array.ndim == len(shape) and all(
+            length == (wanted or max(length, 1)) for length, wanted in zip(array.shape, shape, strict=True)
+        )
+        if array.dtype.kind not in kinds or not fits:
+            sides = ", ".join("any" if length is None else str(length) for length in shape)
+            self.fail(f"has an array '{name}' of {array.dtype} {array.shape}, not one of shape ({sides})")
+        if array.dtype.kind in "iuf" and not (np.isfinite(array).all() and low <= array.min() and array.max() <= high):
+            self.fail(f"has an array '{name}' with values that are not finite or out of range")
+        return array
 
-def _outcomes(arrays: dict[str, np.ndarray], prefix: str) -> BoxOutcomes | None:
-    if f"{prefix}/multi" not in arrays:
-        return None
-    return BoxOutcomes(*(arrays[f"{prefix}/{field}"] for field in BoxOutcomes._fields))
+    def outcomes(self, prefix: str, count: int, val_taus: Mapping[str, float]) -> BoxOutcomes | None:
+        """The boxes of a row, if there are any."""
+        if f"{prefix}/multi" not in self.arrays:
+            return None
+        taus = self.array(f"{prefix}/taus", "f", (None,))
+        deltas = self.array(f"{prefix}/deltas", "f", (None,))
+        single = self.array(f"{prefix}/single", "u", (count, None))
+        outcomes = BoxOutcomes(
+            taus,
+            self.array(f"{prefix}/column", "iu", taus.shape, low=0, high=8 * single.shape[1] - 1),
+            deltas,
+            self.array(f"{prefix}/multi", "u", (count, len(deltas), single.shape[1])),
+            single,
+            self.array(f"{prefix}/iou", "f", (count,)),
+        )
+        if len(taus) < 2 or single.dtype != np.uint8 or outcomes.multi.dtype != np.uint8:
+            self.fail(f"has arrays '{prefix}/...' without thresholds, or not of bytes")
+        if not set(val_taus.values()) <= set(taus.tolist()):
+            self.fail(f"names thresholds of val that are not among '{prefix}/taus'")
+        return outcomes
+
+    def histograms(self, name: str, count: int) -> np.ndarray | None:
+        """The pixel counts of a row, if there are any."""
+        return self.array(name, "u", (count, 2, None)) if name in self.arrays else None
+
+    def fail(self, what: str) -> NoReturn:
+        """Raise an InputError that says what the file has."""
+        raise InputError(f"{self.path} {what}; {_REMEDY}")
 
 
 def _at(columns: Mapping[str, np.ndarray], index: int) -> dict[str, float]:
