@@ -3,6 +3,7 @@
 WSOL_SIGNALS=100 pytest tests/test_signals.py sends more than the 30 of every test run.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -41,16 +42,22 @@ def start(root: Path, name: str, *more: str) -> subprocess.Popen:
     )
 
 
-def is_gone(group: int, seconds: float = 2.0) -> bool:
-    """Whether no process of a group is left."""
+def left_of(group: int, seconds: float = 2.0) -> list[str]:
+    """The processes of a group that still run after some seconds; those that only wait to be reaped have ended."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
-            return True
+    while (running := _running(group)) and time.monotonic() < end:
         time.sleep(0.05)
-    return False
+    return running
+
+
+def _running(group: int) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state, _parent, its_group = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                found.append(f"{folder.name} {state} {(folder / 'cmdline').read_text()}")
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +90,7 @@ def test_signals_at_random_moments(shapes_and_seconds):
         took = time.monotonic() - begun
         case = f"case {number}: {sent.name} after {delay:.2f} of {seconds:.1f} s: {process.returncode}, {out}\n{err}"
         assert took < SECONDS_ALLOWED, case
-        assert is_gone(process.pid), case
+        assert not left_of(process.pid), case
         assert "Traceback" not in err and "Exception ignored" not in err and "Error" not in err, case
         outcomes.append(process.returncode)
         if process.returncode == 0:
@@ -119,7 +126,7 @@ def test_a_second_signal_changes_nothing(shapes_and_seconds):
         time.sleep(0.02)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130 and out.count("interrupted; ") == 1 and "Traceback" not in err, out + err
-    assert is_gone(process.pid)
+    assert not left_of(process.pid)
 
 
 SWALLOWING = """
