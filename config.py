@@ -786,7 +786,7 @@ def _check_gpus(text: str) -> None:
         if min(gpu_indices(text)) < 0:
             raise ValueError
     except ValueError:
-        raise InputError(f"--gpus '{text}' is not a list of device indices such as 0 or 0,1") from None
+        raise InputError(f"--gpus '{shortened(text)}' is not a list of device indices such as 0 or 0,1") from None
 
 
 def gpu_indices(text: str) -> list[int]:

@@ -171,8 +171,12 @@ def trained_on(config: Any, checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def check_resumed(config: Any, saved: dict[str, Any], checkpoint: Checkpoint, run: RunFolder) -> None:
-    """InputError if a run has no epoch left to train, and is resumed with settings that did not make its results."""
+    """InputError if a run has no epoch left to train, and is resumed with settings that did not make its results.
+
+    Or if its checkpoint or metrics.jsonl cannot be continued.
+    """
     state = checkpoint.training_state
+    run.metrics()
     if state["stage"] != config.model_structure or state["epoch"] < config.epochs:
         return
     evaluated = (run.path / "results.json").exists()

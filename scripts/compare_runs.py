@@ -16,7 +16,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from wsol.errors import InputError
 from wsol.evaluation.comparison import read_groups, table
 from wsol.run import command
 from wsol.run.flag_types import names, random_seed, resamples
@@ -37,8 +36,8 @@ def report(arguments: argparse.Namespace) -> str:
     return "\n".join([*lines, images, "", table(groups, arguments.rows, arguments.metrics), "", *legend])
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command; returns its exit code."""
+def main(argv: list[str] | None = None) -> None:
+    """Print the comparison."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "runs",
@@ -66,12 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--seed", type=random_seed, default=0, metavar="N", help="random seed of the resamples (default 0)"
     )
-    try:
-        print(report(parser.parse_args(argv)))
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    print(report(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

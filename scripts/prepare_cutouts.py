@@ -21,8 +21,8 @@ from wsol.datasets.cutouts import LAYOUTS, make_cutouts
 from wsol.datasets.reader import read_ids, read_lines
 from wsol.datasets.registry import SPLITS
 from wsol.datasets.writer import DatasetFolders
-from wsol.errors import InputError
 from wsol.run import command
+from wsol.run.flag_types import positive, random_seed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -42,9 +42,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     add("--metadata_root", default="metadata", help="default: %(default)s")
     add("--mask_root", help="default: DATA_ROOT")
     add("--name", default="CUTOUTS", help="name of the data set, for --dataset_name (default: %(default)s)")
-    add("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    add("--seed", type=random_seed, default=0, help="random seed (default: %(default)s)")
     for split, number in zip(SPLITS, (60, 15, 30), strict=True):
-        add(f"--{split}", type=int, default=number, metavar="N", help=f"{split} images per class (default: {number})")
+        add(
+            f"--{split}",
+            type=positive,
+            default=number,
+            metavar="N",
+            help=f"{split} images per class (default: {number})",
+        )
     add(
         "--seamless",
         action="store_true",
@@ -53,36 +59,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; exit code 2 for a mistake in its input."""
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     args = parse_args(argv)
-    try:
-        if args.seed < 0:
-            raise InputError(f"--seed {args.seed} is negative; give 0 or more")
-        written = make_cutouts(
-            args.cutouts,
-            args.data_root,
-            args.metadata_root,
-            args.mask_root,
-            name=args.name,
-            layout=args.layout,
-            backgrounds=args.backgrounds,
-            seed=args.seed,
-            images_per_class=(args.train, args.val, args.test),
-            seamless=args.seamless,
-        )
-    except (InputError, OSError) as error:
-        print(f"prepare_cutouts.py: error: {error}", file=sys.stderr)
-        return 2
+    written = make_cutouts(
+        args.cutouts,
+        args.data_root,
+        args.metadata_root,
+        args.mask_root,
+        name=args.name,
+        layout=args.layout,
+        backgrounds=args.backgrounds,
+        seed=args.seed,
+        images_per_class=(args.train, args.val, args.test),
+        seamless=args.seamless,
+    )
     folders = DatasetFolders.named(args.name, args.data_root, args.metadata_root, args.mask_root)
     if not written:
         print(f"{args.name} exists already, nothing was changed: {folders.images}, {folders.metadata}")
-        return 0
+        return
     counts = [f"{len(read_ids(folders.metadata / split / 'image_ids.txt'))} {split}" for split in SPLITS]
     classes = read_lines(folders.metadata / "classes.txt")
     print(f"{args.name}: {', '.join(counts)} images of {len(classes)} classes ({', '.join(classes)})")
     print(f"images in {folders.images}, metadata in {folders.metadata}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -30,7 +30,6 @@ from wsol.datasets.official.ilsvrc import read_ilsvrc
 from wsol.datasets.publish import publish_metadata
 from wsol.datasets.registry import SPLITS, dataset_info, image_root
 from wsol.datasets.writer import DatasetMetadata
-from wsol.errors import InputError
 from wsol.run import command
 
 # Name of an official data set → what the folder given by --images contains.
@@ -191,13 +190,9 @@ def run_check(args: argparse.Namespace) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command; exit code 2 for a mistake in its input."""
+    """Run the command; returns its exit code."""
     args = parse_args(argv)
-    try:
-        return args.run(args)
-    except (InputError, OSError) as error:
-        print(f"prepare_metadata.py: error: {error}", file=sys.stderr)
-        return 2
+    return args.run(args)
 
 
 if __name__ == "__main__":

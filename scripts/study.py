@@ -299,8 +299,8 @@ def numbered_seeds(text: str) -> list[int]:
     return list(dict.fromkeys(map(int, words)))
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; exit code 2 for a mistake in its input."""
+def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add: Callable[..., Any] = parser.add_argument
     add("--cutouts", type=Path, metavar="DIR", help="the unpacked tuxpaint-stamps-default, or folders of cutouts")
@@ -312,21 +312,16 @@ def main(argv: list[str] | None = None) -> int:
     seeds = enumerate(arguments.seeds)
     units = [Unit(place, seed, out, number < FIDELITY_SEEDS) for number, seed in seeds for place in PLACES]
     units.sort(key=lambda unit: not unit.place.full)  # what the others stand beside comes last
-    try:
-        if arguments.report is None:
-            if arguments.cutouts is None:
-                raise InputError("--cutouts DIR is missing: the folder of the cutouts; --report FILE needs none")
-            find_cutouts(arguments.cutouts)  # fails, if it must, before anything is made
-            run(units, arguments.cutouts)
-            print(report(units))
-        else:
-            if not (text := report(units)):
-                raise InputError(f"{out} has no finished results to report; run the study without --report first")
-            write_report(arguments.report, text)
-    except (InputError, OSError) as error:
-        print(f"study.py: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if arguments.report is None:
+        if arguments.cutouts is None:
+            raise InputError("--cutouts DIR is missing: the folder of the cutouts; --report FILE needs none")
+        find_cutouts(arguments.cutouts)  # fails, if it must, before anything is made
+        run(units, arguments.cutouts)
+        print(report(units))
+    else:
+        if not (text := report(units)):
+            raise InputError(f"{out} has no finished results to report; run the study without --report first")
+        write_report(arguments.report, text)
 
 
 if __name__ == "__main__":

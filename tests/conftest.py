@@ -1,5 +1,6 @@
 """What the tests share: a tiny network, a tiny data set, runs of the command and what they leave, the `slow` mark."""
 
+import contextlib
 import json
 import os
 import sys
@@ -58,8 +59,8 @@ class TinyNet(nn.Module):
         return self.fc(self.features(images).mean(dim=(2, 3)))
 
 
-@pytest.fixture(autouse=True)
-def tiny_architecture():
+@contextlib.contextmanager
+def tiny_network():
     """`--architecture tiny`, seeded weights standing in for pretrained ones."""
 
     def builder(options):
@@ -68,8 +69,17 @@ def tiny_architecture():
             return Classifier(TinyNet(), "fc", target_layer="features.6", head_is_new=not options.pretrained)
 
     ARCHITECTURES["tiny"] = Architecture("tiny", builder)
-    yield
-    del ARCHITECTURES["tiny"]
+    try:
+        yield
+    finally:
+        del ARCHITECTURES["tiny"]
+
+
+@pytest.fixture(autouse=True)
+def tiny_architecture():
+    """Every test knows the tiny network."""
+    with tiny_network():
+        yield
 
 
 @pytest.fixture(autouse=True)

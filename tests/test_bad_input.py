@@ -8,6 +8,7 @@ from conftest import arguments, files_below
 
 import main as program
 from wsol import build
+from wsol.checksum import sealed
 
 
 class Evil:
@@ -39,6 +40,34 @@ def text(root):
 
 def finished_run(root):
     program.main(arguments(root, "--methods", "cam", "--epochs", "1", "--train_only"))
+
+
+def run_with(**fields):
+    """A finished run whose checkpoint has other fields, with a checksum that is right."""
+
+    def prepare(root):
+        finished_run(root)
+        path = root / "runs/run/last_checkpoint.pth.tar"
+        content = torch.load(path, weights_only=True)
+        del content["checksum"]
+        torch.save(sealed(content | fields), path)
+
+    return prepare
+
+
+def run_with_metrics(change):
+    """A finished run whose metrics.jsonl is something else."""
+
+    def prepare(root):
+        finished_run(root)
+        path = root / "runs/run/metrics.jsonl"
+        path.write_bytes(change(path.read_bytes()))
+
+    return prepare
+
+
+def settings_file(text):
+    return lambda root: (root / "x.yaml").write_text(text)
 
 
 def thesis(root):
@@ -107,6 +136,35 @@ CASES = {
     ),
     "a size beyond reason": (nothing, ["--crop_size", "1000000"], "at most 4096"),
     "a file for a root": (text, ["--root", "x.pth"], "is a file, not a folder"),
+    "a number for an architecture": (run_with(architecture=3), ["--eval_only"], "'architecture' is 3, not text"),
+    "a number for class names": (run_with(class_names=5), ["--eval_only"], "'class_names' is 5, not a list"),
+    "a tensor for a setting": (
+        run_with(large_feature_map=torch.ones(2)),
+        ["--eval_only"],
+        "'large_feature_map' is a Tensor, not true or false",
+    ),
+    "a scalar for a head": (
+        run_with(state_dict={"fc.weight": torch.tensor(1.0)}),
+        ["--eval_only"],
+        "has no classification head 'fc'",
+    ),
+    "a sparse tensor": (
+        run_with(state_dict={"fc.weight": torch.ones(3, 16).to_sparse()}),
+        ["--eval_only"],
+        "'fc.weight' is sparse, quantized",
+    ),
+    "a word for an epoch": (run_with(epoch="abc"), ["--resume"], "'epoch' is 'abc', not a whole number"),
+    "a word for the best figure": (run_with(best="abc"), ["--resume"], "'best' is 'abc', not a number"),
+    "metrics that are no text": (run_with_metrics(lambda old: b"\xff" + old), ["--resume"], "cannot be read as text"),
+    "metrics without seconds": (
+        run_with_metrics(lambda old: old.replace(b'"seconds"', b'"minutes"')),
+        ["--resume"],
+        "has no field 'seconds'",
+    ),
+    "a batch size of thirty digits": (nothing, ["--batch_size", "9" * 30], "out of range (at least 1 and at most"),
+    "a learning rate beyond reason": (nothing, ["--lr", "1e38"], "out of range"),
+    "a number of 5,000 digits in YAML": (settings_file("seed: " + "9" * 5000), ["--config", "x.yaml"], "x.yaml"),
+    "5,000 brackets in YAML": (settings_file("[" * 5000), ["--config", "x.yaml"], "nested too deeply"),
     "a missing settings file": (nothing, ["--config", "x.yaml"], "no such file"),
 }
 
@@ -134,6 +192,16 @@ def test_one_line_exit_code_two_and_untouched_folders(shapes, monkeypatch, capsy
     assert len(lines) == 1 or lines[1:] == ["see python main.py --help"]
     assert "executed" not in printed
     assert files_below(shapes) == before
+
+
+def test_an_optimizer_state_of_another_kind_is_refused_before_an_epoch(shapes, monkeypatch, capsys):
+    monkeypatch.chdir(shapes)
+    run_with(optimizer={})(shapes)
+    before = files_below(shapes, without=("config.yaml", "log.txt"))
+    capsys.readouterr()
+    code, printed = run(monkeypatch, capsys, arguments(shapes, "--resume"))
+    assert code == 2 and "the field 'optimizer' does not fit the parameters" in printed
+    assert len(printed.splitlines()) == 1 and files_below(shapes, without=("config.yaml", "log.txt")) == before
 
 
 def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(shapes, monkeypatch, capsys):

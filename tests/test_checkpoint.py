@@ -1,6 +1,7 @@
 """Checkpoints: names, exact sets of keys, atomic writes, refusal of anything that is not plain tensors."""
 
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -111,6 +112,7 @@ def test_what_is_not_a_checkpoint_is_refused_and_never_executed(tmp_path, capsys
         load(path)
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
     assert "executed" not in capsys.readouterr().out
+    assert "weights_only" not in str(caught.value)  # torch's advice to load it nevertheless
 
 
 def test_a_truncated_checkpoint_is_refused(tmp_path):
@@ -133,6 +135,20 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
         checkpoint.save(path, {"state_dict": {"a": torch.zeros(1)}})
     assert load(path)["state_dict"]["a"].item() == 1
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_file_is_not_called_kept_where_it_is_gone(tmp_path, monkeypatch):
+    path = tmp_path / "run" / "last_checkpoint.pth.tar"
+    checkpoint.save(path, {"state_dict": {"a": torch.ones(1)}})
+
+    def folder_removed(content, target):
+        shutil.rmtree(tmp_path / "run")
+        raise OSError(2, "No such file or directory")
+
+    monkeypatch.setattr(torch, "save", folder_removed)
+    with pytest.raises(InputError, match="cannot write") as caught:
+        checkpoint.save(path, {"state_dict": {"a": torch.zeros(1)}})
+    assert "is kept" not in str(caught.value)
 
 
 def test_a_missing_checkpoint_lists_those_present(tmp_path):

@@ -179,6 +179,7 @@ CASES = {
     "an unknown class": (["in", "--class", "tabbi"], "did you mean 'tabby'"),
     "several classes": (["in", "--class", "cat"], "281 tabby, 282 tiger cat"),
     "a class out of range": (["in", "--class", "1000"], "0..999"),
+    "a class of 5,000 digits": (["in", "--class", "9" * 5000], "0..999"),
     "an unknown method": (["in", "--methods", "gradcm"], "did you mean 'gradcam'"),
     "no method": (["in", "--methods", ","], "is empty"),
     "an unknown head": (["in", "--heads", "sigmoidd"], "did you mean 'sigmoid'"),

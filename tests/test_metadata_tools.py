@@ -16,6 +16,7 @@ from wsol.datasets.copying import find_datasets
 from wsol.datasets.load import load_data
 from wsol.datasets.masks import load_mask
 from wsol.datasets.reader import read_split
+from wsol.run import command
 
 _spec = importlib.util.spec_from_file_location("prepare_metadata", ROOT / "scripts" / "prepare_metadata.py")
 tool = importlib.util.module_from_spec(_spec)
@@ -39,11 +40,11 @@ def run(capsys, tmp_path, monkeypatch):
     """The command in a folder of its own: arguments → (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
-    def command(*argv) -> tuple[int, str, str]:
-        code = tool.main([str(a) for a in argv])
+    def run_command(*argv) -> tuple[int, str, str]:
+        code = command.run(lambda: tool.main([str(a) for a in argv]))
         return (code, *capsys.readouterr())
 
-    return command
+    return run_command
 
 
 # ---------------------------------------------------------- official files, rebuilt from the real metadata
@@ -488,9 +489,7 @@ def test_the_command_from_a_shell(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert (
-        done.returncode == 2 and done.stderr.startswith("prepare_metadata.py: error: ") and "Trace" not in done.stderr
-    )
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "Trace" not in done.stderr
 
 
 def test_a_step_that_fails_puts_everything_back(run, checkout, tmp_path, monkeypatch):

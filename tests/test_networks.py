@@ -391,18 +391,19 @@ def test_ours_go_back_to_theirs_by_name(tmp_path, capsys):
             "state_dict": source.published_state_dict(),
         },
     )
-    assert export_checkpoint.main(["--module", str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")]) == 0
+    export_checkpoint.main(["--module", str(tmp_path / "ours.pth"), str(tmp_path / "theirs.pth")])
     content = torch.load(tmp_path / "theirs.pth", weights_only=True)
     assert set(content) == {"architecture", "epoch", "state_dict", "optimizer"} and content["epoch"] == 3
     network, branch = PUBLISHED["vgg16", "cam", False, "fc"]
     assert {n: tuple(t.shape) for n, t in content["state_dict"].items()} == {
         f"module.{n}": shape for n, shape in (network | branch).items()
     }
-    assert export_checkpoint.main([str(tmp_path / "theirs.pth"), str(tmp_path / "plain.pth")]) == 0
+    export_checkpoint.main([str(tmp_path / "theirs.pth"), str(tmp_path / "plain.pth")])
     assert set(torch.load(tmp_path / "plain.pth", weights_only=True)["state_dict"]) == set(network | branch)
-    assert export_checkpoint.main([str(tmp_path / "ours.pth"), str(tmp_path / "plain.pth")]) == 2
-    assert "exists" in capsys.readouterr().err
-    assert export_checkpoint.main([str(tmp_path / "nowhere.pth"), str(tmp_path / "new.pth")]) == 2
+    with pytest.raises(InputError, match="exists"):
+        export_checkpoint.main([str(tmp_path / "ours.pth"), str(tmp_path / "plain.pth")])
+    with pytest.raises(InputError, match="does not exist"):
+        export_checkpoint.main([str(tmp_path / "nowhere.pth"), str(tmp_path / "new.pth")])
 
 
 # ------------------------------------------------------------------- ImageNet weights

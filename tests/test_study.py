@@ -142,13 +142,14 @@ def test_a_page_keeps_what_stands_around_the_tables(tmp_path):
         study.write_report(page, "new")
 
 
-def test_mistakes_in_one_line(tmp_path, capsys):
-    assert study.main(["--out", str(tmp_path)]) == 2
-    assert "--cutouts DIR is missing" in capsys.readouterr().err
-    assert study.main(["--out", str(tmp_path), "--report", str(tmp_path / "x.md")]) == 2
-    assert "has no finished results" in capsys.readouterr().err and not (tmp_path / "x.md").exists()
-    assert study.main(["--out", str(tmp_path), "--cutouts", str(tmp_path / "nowhere")]) == 2
-    assert "nowhere does not exist" in capsys.readouterr().err
+def test_mistakes_in_one_line(tmp_path):
+    with pytest.raises(InputError, match="--cutouts DIR is missing"):
+        study.main(["--out", str(tmp_path)])
+    with pytest.raises(InputError, match="has no finished results"):
+        study.main(["--out", str(tmp_path), "--report", str(tmp_path / "x.md")])
+    assert not (tmp_path / "x.md").exists()
+    with pytest.raises(InputError, match="nowhere does not exist"):
+        study.main(["--out", str(tmp_path), "--cutouts", str(tmp_path / "nowhere")])
     for seeds in ("", "1,x", ",".join(map(str, range(11)))):
         with pytest.raises(SystemExit):
             study.main(["--seeds", seeds])

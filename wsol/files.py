@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +54,14 @@ def write_file(path: Path | str, content: str | bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+# What np.load raises for a file that is not an array or an archive of arrays: cut off, pickled, a broken zip, a
+# nonsensical header, which is a Python literal.
+NOT_ARRAYS = (
+    *(OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, NotImplementedError, OverflowError),
+    *(MemoryError, RecursionError, SyntaxError, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
 
 
 def npy_bytes(array: NDArray) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wsol.checksum import seal_holds
+from wsol.checksum import is_plain, seal_holds
 from wsol.errors import InputError
 
 # Where projects keep a model's tensors in their checkpoints, in the order in which we look.
@@ -66,7 +66,7 @@ def load(path: Path | str) -> dict[str, Any]:
             f"{path} has no state_dict of named tensors (neither at the top nor under {', '.join(STATE_DICT_KEYS)})"
         )
     for name, tensor in tensors.items():
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex() or tensor.is_meta:
+        if not is_plain(tensor):
             raise InputError(
                 f"{path}: the tensor '{name}' is sparse, quantized, complex or without values; save it as a plain one"
             )

@@ -15,8 +15,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +24,7 @@ import numpy as np
 
 from wsol.checked import NUMBER, TEXT, WHOLE, Kind, check_fields
 from wsol.errors import InputError, shortened
-from wsol.files import write_file
+from wsol.files import NOT_ARRAYS, write_file
 from wsol.log import progress
 from wsol.metrics.bootstrap import box_replicates, draw, intervals, pixel_replicates
 from wsol.metrics.box_metrics import GT_BOXES_KEYS, SHARE_KEYS, BoxCounts, per_cent, reduce_boxes, with_gt_boxes
@@ -200,7 +198,7 @@ class PerImage:
             settings = json.loads(str(arrays.pop("settings")))
         except FileNotFoundError:
             raise InputError(f"{path} is missing; {_REMEDY}") from None
-        except _UNREADABLE as error:
+        except NOT_ARRAYS as error:
             raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {_REMEDY}") from None
         check_fields(settings, _SETTINGS, f"{path}, settings", _REMEDY, needed=_SETTINGS)
         if settings["schema"] != _SCHEMA:
@@ -221,22 +219,6 @@ _SETTINGS = {
         lambda value: isinstance(value, dict) and all(map(_VAL_TAUS.holds, value.values())), "rows' thresholds"
     ),
 }
-# What NumPy, zipfile and json raise for a file that is no npz, or a damaged one.
-_UNREADABLE = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    NotImplementedError,
-    OverflowError,
-    MemoryError,
-    RecursionError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 
 
 class _Reader:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,19 +20,14 @@ from wsol.datasets.file_checks import missing_files
 from wsol.datasets.pictures import file_stems
 from wsol.datasets.reader import SplitMetadata, read_split, require_annotation
 from wsol.datasets.split_files import check_masks
-from wsol.errors import InputError, first_few
+from wsol.errors import InputError, first_few, shortened
 from wsol.evaluation.ground_truth import load_ground_truth
 from wsol.evaluation.split import Evaluation
-from wsol.files import npy_bytes, write_file
+from wsol.files import NOT_ARRAYS, npy_bytes, write_file
 from wsol.geometry import RESOLUTION
 from wsol.log import progress
 from wsol.workers import parallel_loader
 
-# What np.load raises for a file that is not an array: cut off, pickled, a broken zip, a nonsensical header.
-_NOT_READABLE = (
-    *(OSError, ValueError, EOFError, OverflowError, MemoryError, zipfile.BadZipFile),
-    *(SyntaxError, RecursionError, TypeError),  # of a header, which is a Python literal
-)
 _CHUNK = 32  # images whose saved maps a process reads and measures at a time
 
 
@@ -113,8 +107,8 @@ def load_scoremap(path: Path, size: int = RESOLUTION) -> NDArray[np.floating]:
         stored = np.load(path, mmap_mode="r", allow_pickle=False)  # mapped: a wrong header costs no memory
     except FileNotFoundError:
         raise InputError(f"the score map {path} is missing") from None
-    except _NOT_READABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    except NOT_ARRAYS as error:
+        reason = shortened(error, most=200) or type(error).__name__
         raise InputError(
             f"the score map {path} is not a complete .npy file of numbers ({reason}); write it with numpy.save"
         ) from None

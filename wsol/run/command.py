@@ -12,6 +12,7 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,6 +31,7 @@ _SECONDS_OF_AN_IMPORT = 0.1
 _NOTHING_KEPT = "nothing was written"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
+_NOT_OF_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # names of files may have line ends in them
 _SHARED_MEMORY = ("shared memory", "(shm)", "unable to write to file </torch", "Bus error")
 
 
@@ -91,9 +93,11 @@ def _exit_code(main: Callable[[], object]) -> int:
             return _output_failed(error)
         if error.errno in _NOT_ALLOWED:
             return fail(f"no permission for {error.filename or 'a file'}: {error.strerror}")
-        if error.errno not in _NOT_WRITABLE:
+        if error.errno in _NOT_WRITABLE:
+            return fail(f"cannot write {error.filename}: {error.strerror}")
+        if not error.filename:
             raise
-        return fail(f"cannot write {error.filename}: {error.strerror}")
+        return fail(f"{error.filename}: {error.strerror}")
     except (MemoryError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if any(words in str(error) for words in _SHARED_MEMORY):
@@ -138,8 +142,12 @@ def fail(message: str) -> int:
     log.debug("stopped by an error", exc_info=True)
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
-            print(f"error: {message}", file=sys.stderr, flush=True)
+            print(f"error: {_NOT_OF_A_LINE.sub(_escaped, message)}", file=sys.stderr, flush=True)
     return 2
+
+
+def _escaped(character: re.Match[str]) -> str:
+    return repr(character[0])[1:-1]
 
 
 # --------------------------------------------------------------------------- signals

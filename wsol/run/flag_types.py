@@ -18,7 +18,7 @@ def boolean(text: str) -> bool:
         return True
     if word in ("false", "f", "no", "n", "0", "off"):
         return False
-    raise argparse.ArgumentTypeError(f"'{text}' is not TRUE or FALSE")
+    raise argparse.ArgumentTypeError(f"'{shortened(text)}' is not TRUE or FALSE")
 
 
 def names(text: str) -> list[str]:
