@@ -149,7 +149,8 @@ def _flag(name: str, help: str, default: bool | None = False, **properties: Any)
 
 _RUN, _DATA, _NETWORK, _TRAINING = "run", "data", "network and branches", "training"
 _MAPS, _WANDB = "maps and metrics", "Weights & Biases"
-_METHOD_OPTIONS = "options of further training methods (accepted, without effect so far)"
+_METHOD_OPTIONS = "options of training methods"
+_KINDS: dict[str, Callable[[str], Any]] = {"share": share, "positive": positive, "amount": amount}
 _BEARS_ON = {_TRAINING: TRAINING, _METHOD_OPTIONS: TRAINING, _WANDB: NOTHING}
 _BOTH, _MEASURING = (MAIN, INFERENCE), (MAIN, EVALUATION)
 _KNOWN_DATASETS = f"{', '.join(DATASETS)}, or any folder in the same format"
@@ -236,7 +237,8 @@ _MAIN_SETTINGS = (
     _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True,
           group=_NETWORK, bears_on=TRAINING),
     # ------------------------------------------------------------- training
-    Setting("wsol_method", "training method", "cam", choices=tuple(METHODS), group=_TRAINING, scope=FIXED),
+    Setting("wsol_method", "training method. " + ". ".join(f"{name}: {entry.title}" for name, entry in METHODS.items()),
+            "cam", choices=tuple(METHODS), group=_TRAINING, scope=FIXED),
     Setting("epochs", "number of epochs; 0 evaluates the starting point", 10, count, group=_TRAINING,
             aliases=("epoch",)),
     Setting("batch_size", "images per batch, over all processes", 32, positive, group=_TRAINING),
@@ -336,17 +338,8 @@ _MAIN_SETTINGS = (
     Setting("wandb_name", "W&B run name (default: the experiment's)", group=_WANDB),
     Setting("wandb_dir", "where W&B writes (default: the run folder)", group=_WANDB),
     # ------------------------------------------------------------- options of --wsol_method
-    Setting("has_grid_size", "HaS: side of a patch in pixels", 4, positive, group=_METHOD_OPTIONS),
-    Setting("has_drop_rate", "HaS: probability of hiding a patch", 0.5, share, group=_METHOD_OPTIONS),
-    Setting("acol_threshold", "ACoL: erasing threshold", 0.7, share, group=_METHOD_OPTIONS),
-    *(Setting(f"spg_threshold_{level}{kind}", f"SPG: {name} threshold of level {level}", default, share,
-              group=_METHOD_OPTIONS)
-      for level, high, low in ((1, 0.7, 0.01), (2, 0.5, 0.05), (3, 0.7, 0.1))
-      for kind, name, default in (("h", "high", high), ("l", "low", low))),
-    Setting("adl_drop_rate", "ADL: probability of the drop mask", 0.75, share, group=_METHOD_OPTIONS),
-    Setting("adl_threshold", "ADL: drop threshold", 0.9, share, group=_METHOD_OPTIONS),
-    Setting("cutmix_beta", "CutMix: parameter of the beta distribution", 1.0, amount, group=_METHOD_OPTIONS),
-    Setting("cutmix_prob", "CutMix: probability of mixing a batch", 1.0, share, group=_METHOD_OPTIONS),
+    *(Setting(option.name, option.help, option.default, _KINDS[option.kind], group=_METHOD_OPTIONS)
+      for entry in METHODS.values() for option in entry.options),
 )  # fmt: skip
 
 _EVALUATION_SETTINGS = (
@@ -379,6 +372,8 @@ _INFERENCE_SETTINGS = (
     Setting("architecture", "the network: a name as in main.py " + _OR_THE_CHECKPOINT_S % DEFAULT_ARCHITECTURE,
             type=architecture, metavar="NAME"),
     Setting("last_layer", "the classification layer, fc or conv " + _OR_THE_CHECKPOINT_S % "fc", choices=LAST_LAYERS),
+    Setting("wsol_method", "the training method whose layers the network has " + _OR_THE_CHECKPOINT_S % "cam",
+            choices=tuple(METHODS)),
     _flag("large_feature_map", "halve the last stage's stride (doubles map resolution) "
           + _OR_THE_CHECKPOINT_S % "FALSE", None),
 )  # fmt: skip
@@ -473,7 +468,7 @@ def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
 def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
     """The command line of inference.py as a checked munch.
 
-    None where a default depends on the network: architecture, last_layer, large_feature_map, heads.
+    None where a default depends on the network: architecture, last_layer, wsol_method, large_feature_map, heads.
     `methods_were_chosen`: the methods were named one by one, so each of them must work.
     """
     words = _with_boolean_values(sys.argv[1:] if argv is None else argv, settings_of(INFERENCE).values())
@@ -797,6 +792,16 @@ def gpu_indices(text: str) -> list[int]:
 def branch_setting(config: munch.Munch) -> BranchSetting:
     """How the sigmoid branch is to be trained."""
     return BranchSetting(config.branch_weights, config.branch_lambda, config.branch_mu)
+
+
+def idle_options(config: munch.Munch) -> dict[str, str]:
+    """{name: its method} of the options that were given for another method than --wsol_method."""
+    return {
+        option.name: entry.name
+        for entry in METHODS.values()
+        for option in entry.options
+        if entry.name != config.wsol_method and option.name in config.given
+    }
 
 
 def splits_needed(config: munch.Munch) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until wsol.run.command listens: end, and print no traceback
 
 from config import DEFAULT_ARCHITECTURE, default_heads, extractor_options, gpu_indices, parse_picture_args, view_options
+from wsol.methods import METHODS
 from wsol.run import command
 
 if __name__ == "__main__":
@@ -211,11 +212,13 @@ def build_network(config: Any) -> Network:
     """
     checkpoint = Checkpoint("eval", config.ckpt) if config.ckpt else None
     saved = checkpoint.build_settings if checkpoint is not None else {}
-    defaults = {"architecture": DEFAULT_ARCHITECTURE, "last_layer": "fc", "large_feature_map": False} | saved
+    defaults = {"architecture": DEFAULT_ARCHITECTURE, "last_layer": "fc", "large_feature_map": False}
+    defaults |= {"wsol_method": "cam"} | saved
     chosen = {key: default if config.get(key) is None else config[key] for key, default in defaults.items()}
     architecture = chosen["architecture"]
+    method = chosen["wsol_method"]
     form = resolve_form(
-        architecture, config.classifier_form, config.methods, checkpoint, None if checkpoint else "original"
+        *(architecture, config.classifier_form, config.methods, checkpoint, None if checkpoint else "original"), method
     )
     pretrained = checkpoint is None and config.pretrained
     model = build(
@@ -226,6 +229,7 @@ def build_network(config: Any) -> Network:
         last_layer=chosen["last_layer"],
         large_feature_map=chosen["large_feature_map"],
         image_size=config.crop_size,
+        method=METHODS[method](config),
     )
     if checkpoint is not None:
         model = restore(model, checkpoint, branch="auto", adopt_classes=True)

@@ -22,6 +22,7 @@ from config import (
     continue_run,
     extractor_options,
     gpu_indices,
+    idle_options,
     parse_args,
     saved_settings,
     splits_needed,
@@ -73,6 +74,7 @@ from wsol.evaluation.saved_maps import save_scoremaps, scoremap_names
 from wsol.evaluation.split import Evaluation
 from wsol.log import log, log_to, start_log
 from wsol.losses import OBJECTIVES
+from wsol.methods import METHODS
 from wsol.metrics.box_metrics import CONTOURS
 from wsol.metrics.measures import COST
 from wsol.run import checkpoint as checkpoints
@@ -156,7 +158,11 @@ def configure(argv: list[str] | None) -> tuple[Any, RunFolder, Checkpoint | None
     checkpoint = find_checkpoint(config, run)
     if checkpoint is not None and checkpoint.role == "eval":
         config = adopt(config, checkpoint.build_settings | ({} if own else trained_on(config, checkpoint)))
-    config.classifier_form = resolve_form(config.architecture, config.classifier_form, config.methods, checkpoint)
+    config.classifier_form = resolve_form(
+        config.architecture, config.classifier_form, config.methods, checkpoint, method=config.wsol_method
+    )
+    for name, method in idle_options(config).items():
+        log.info("--%s has no effect: it is for --wsol_method %s, not %s", name, method, config.wsol_method)
     if checkpoint is not None and checkpoint.role == "resume":
         check_resumed(config, own, checkpoint, run)
     return config, run, checkpoint
@@ -292,6 +298,7 @@ def build_network(config: Any, checkpoint: Checkpoint | None, num_classes: int |
         last_layer=config.last_layer,
         large_feature_map=config.large_feature_map,
         image_size=config.crop_size,
+        method=METHODS[config.wsol_method](config),
     )
     check_network(model, config.methods, config.crop_size)
     check_map_settings(model, config.crop_size, config.refine, config.affinity_layer, config.scales)
@@ -435,8 +442,10 @@ def train(
             last_epochs[candidate_stage(setting_of(candidate))] = math.inf
     run.forget_metrics_after(last_epochs)  # epochs that no checkpoint has are trained again
     trainer = new_trainer(config, data, device, config.augment)
+    method = METHODS[config.wsol_method](config)
     rebuilds_model = {
         "architecture": config.architecture,
+        "wsol_method": config.wsol_method,
         "classifier_form": config.classifier_form,
         "last_layer": config.last_layer,
         "large_feature_map": config.large_feature_map,
@@ -450,6 +459,8 @@ def train(
 
     def fit(structure: str, setting: BranchSetting, epochs: int, lr: float, by: Trainer = trainer) -> Iterator[Epoch]:
         """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
+        if reason := method.why_idle(model):
+            log.info("--wsol_method %s changes nothing in stage %s: %s", method.name, structure, reason)
         after_step = None
         if setting.nonnegative:
             assert model.sigmoid_head is not None
@@ -464,6 +475,7 @@ def train(
             resumed=resumed,
             after_step=after_step,
             regions=Regions(model) if setting.object_weight else None,
+            method=method,
         )
 
     def train_stage(

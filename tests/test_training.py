@@ -1,5 +1,7 @@
 """The schedule, the optimizer's groups, the seeds and the feature cache."""
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import TinyNet
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from wsol import device, dualize, training
 from wsol.errors import InputError
 from wsol.losses import OBJECTIVES
+from wsol.methods.base import TrainingMethod
 
 SETTINGS = dict(lr=0.1, classifier_ratio=10, momentum=0.9, weight_decay=1e-4)
 
@@ -102,9 +105,8 @@ def test_one_epoch_reports_means_over_images():
     images = torch.randn(7, 3, 32, 32)
     objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
     frozen = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.0)
-    figures = training.train_one_epoch(
-        training.on_images(dual), loader_of(images), objective, frozen, torch.device("cpu")
-    )
+    step = partial(TrainingMethod().loss, dual, training.on_images(dual), objective)
+    figures = training.train_one_epoch(step, loader_of(images), frozen, torch.device("cpu"))
     labels = torch.arange(7) % 5
     output = dual(images)
     assert figures["loss"] == pytest.approx(objective(output, labels).item(), rel=1e-5)
@@ -115,11 +117,11 @@ def test_a_loss_that_explodes_is_said_so():
     dual = dualize(TinyNet(5))
     images = torch.full((4, 3, 32, 32), float("inf"))
     optimizer = torch.optim.SGD(dual.sigmoid_head.parameters(), lr=0.1)
+    objective = OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy")
     with pytest.raises(InputError, match="no longer finite .*smaller --lr"):
         training.train_one_epoch(
-            training.on_images(dual),
+            partial(TrainingMethod().loss, dual, training.on_images(dual), objective),
             loader_of(images),
-            OBJECTIVES["b2"]("cross_entropy", "binary_cross_entropy"),
             optimizer,
             torch.device("cpu"),
             "b2 epoch 1",

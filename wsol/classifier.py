@@ -1,6 +1,6 @@
 """A classification network: its head, its layers, its sigmoid branch, its published names, and which parts train."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -63,6 +63,21 @@ class Output(NamedTuple):
         rivals = {name: logits.detach() for name, logits in self.rivals.items()}
         branch = None if self.sigmoid_logits is None else self.sigmoid_logits.detach()
         return Output(self.logits.detach(), branch, rivals=rivals)
+
+
+class MethodLayers(NamedTuple):
+    """What a training method has put into a network (wsol/methods/), by dotted names.
+
+    Attributes:
+        layers: the layers that its loss reads, by the part they play.
+        twins: further heads, which have as many classes as the softmax head.
+        own_map: the network's own map in place of the softmax head's `cam`: (network, output of layers["features"]
+            (B, C, h, w), class ids (B,), whether negative weights are clamped) → (B, h, w). None: there is none.
+    """
+
+    layers: Mapping[str, str] = {}
+    twins: tuple[str, ...] = ()
+    own_map: Callable[[nn.Module, Tensor, Tensor, bool], Tensor] | None = None
 
 
 def _is_linear(module: nn.Module) -> bool:
@@ -202,6 +217,7 @@ class Classifier(nn.Module):
         fast: regular expression for the published names of the parameters that learn lr_classifier_ratio times as
             fast; None: the parameters of the heads.
         head_is_new: the softmax head is untrained.
+        method_layers: what a training method has put into the network.
 
     Parts (`PARTS`) are frozen one by one with `set_trainable`. A frozen part has no gradients, and it stays in eval
     mode whatever `train()` is called with, so its BatchNorm statistics do not change.
@@ -220,6 +236,7 @@ class Classifier(nn.Module):
         neck: Iterable[str] = (),
         fast: str | None = None,
         head_is_new: bool = True,
+        method_layers: MethodLayers | None = None,
     ):
         super().__init__()
         self.network = network
@@ -230,6 +247,7 @@ class Classifier(nn.Module):
         self.neck_names = tuple(neck)
         self.fast = fast
         self.head_is_new = head_is_new
+        self.method_layers = method_layers or MethodLayers()
         self.trainable = set(PARTS)
         self.rivals: dict[str, nn.Module] = {}  # further branches, to compare in one pass; not among the parameters
 
@@ -269,17 +287,21 @@ class Classifier(nn.Module):
         return {"softmax": self.softmax_head} | branch | self.rivals
 
     def reset_head(self, num_classes: int) -> None:
-        """Replace the softmax head's last linear layer by a new one for `num_classes` classes; see `randomize`."""
-        old = linear_layers(self.softmax_head)[-1]
-        new: nn.Module
-        if isinstance(old, nn.Linear):
-            new = nn.Linear(old.in_features, num_classes)
-        else:
-            new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
-        randomize(new)
-        name = next(name for name, module in self.network.named_modules() if module is old)
-        parent, _, attribute = name.rpartition(".")
-        setattr(self.network.get_submodule(parent), attribute, new)
+        """Replace the softmax head's last linear layer by a new one for `num_classes` classes; see `randomize`.
+
+        Likewise the last ones of further heads.
+        """
+        for head in (self.softmax_head, *map(self.network.get_submodule, self.method_layers.twins)):
+            old = linear_layers(head)[-1]
+            new: nn.Module
+            if isinstance(old, nn.Linear):
+                new = nn.Linear(old.in_features, num_classes)
+            else:
+                new = nn.Conv2d(old.in_channels, num_classes, kernel_size=1)
+            randomize(new)
+            name = next(name for name, module in self.network.named_modules() if module is old)
+            parent, _, attribute = name.rpartition(".")
+            setattr(self.network.get_submodule(parent), attribute, new)
         self.head_is_new = True
 
     def published_state_dict(self) -> dict[str, Tensor]:
@@ -327,7 +349,7 @@ class Classifier(nn.Module):
             raise InputError(
                 f"{source} does not fit this network ({type(self.network).__name__}): "
                 + "".join(f"{what}: {first_few(names)}; " for what, names in differences.items() if names)
-                + "check --architecture, --classifier_form, --last_layer and --large_feature_map"
+                + "check --architecture, --wsol_method, --classifier_form, --last_layer and --large_feature_map"
             )
         for name, tensor in tensors.items():
             if tensor.shape != expected[name].shape:

@@ -13,7 +13,7 @@ import copy
 import torch
 from torch import nn
 
-from wsol.classifier import Classifier, find_head, linear_layers, module_name
+from wsol.classifier import Classifier, MethodLayers, find_head, linear_layers, module_name
 from wsol.errors import InputError
 
 
@@ -47,9 +47,10 @@ def dualize(
             raise InputError("this classifier has a sigmoid branch already")
         head, pooled_layer = head or model.head_name, target_layer or model.pooled_layer_name
         target_layer, neck, fast = target_layer or model.target_layer_name, model.neck_names, model.fast
-        head_is_new = model.head_is_new
+        head_is_new, method_layers = model.head_is_new, model.method_layers
     else:
         head, pooled_layer, neck, fast, head_is_new = head or find_head(network), target_layer, (), None, False
+        method_layers = MethodLayers()
     softmax_head = network.get_submodule(head)
     if not linear_layers(softmax_head):
         raise InputError(f"the head '{head}' of {type(network).__name__} has no Linear and no 1x1 conv")
@@ -62,6 +63,7 @@ def dualize(
         neck=neck,
         fast=fast,
         head_is_new=head_is_new,
+        method_layers=method_layers,
     )
     return dual.set_trainable(["sigmoid_head"])
 

@@ -6,6 +6,7 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +21,11 @@ from wsol.device import to_device
 from wsol.errors import InputError
 from wsol.log import progress
 from wsol.losses import Objective
+from wsol.methods.base import TrainingMethod
 from wsol.workers import parallel_loader
 
 FEATURE_CACHE_BYTES = 2 * 1024**3
+PLAIN = TrainingMethod()
 
 
 def seed_everything(*entropy: int) -> None:
@@ -79,9 +82,8 @@ def make_optimizer(
 
 
 def train_one_epoch(
-    forward: Callable[..., Output],
+    step: Callable[..., tuple[Output, Tensor]],
     loader: DataLoader,
-    objective: Objective,
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     title: str = "",
@@ -90,7 +92,7 @@ def train_one_epoch(
     """One pass over a loader of (inputs, labels, indices); there may be several inputs.
 
     Args:
-        forward: (*inputs, labels) → the output of the network or of its heads.
+        step: (*inputs, labels) → the output of the network or of its heads, and the loss.
         title: of the progress bar, and for error messages.
         after_step: called after each optimizer step, for example to project the weights.
 
@@ -105,8 +107,7 @@ def train_one_epoch(
     num_images = 0
     for *inputs, labels, _ in progress(loader, title):
         labels = labels.to(device)
-        output = forward(*(to_device(part, device) for part in inputs), labels)
-        loss = objective(output, labels)
+        output, loss = step(*(to_device(part, device) for part in inputs), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -212,6 +213,7 @@ class Trainer:
         resumed: dict[str, Any] | None = None,
         after_step: Callable[[], None] | None = None,
         regions: Regions | None = None,
+        method: TrainingMethod = PLAIN,
     ) -> Iterator[Epoch]:
         """Train up to epoch `epochs`, yielding after each epoch.
 
@@ -222,6 +224,7 @@ class Trainer:
             after_step: see `train_one_epoch`.
             regions: gives the output its `regions`, the branch's logits of object and background. For a model with
                 frozen trunk.
+            method: what it does to images, labels and losses, see wsol/methods/base.py.
         """
         model.to(self.device)
         done = 0 if resumed is None else resumed["epoch"]
@@ -236,14 +239,14 @@ class Trainer:
         # LambdaLR counts finished epochs.
         schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
         start, self._seconds_before = time.perf_counter() - self._seconds_before, 0.0
-        forward, loader = self._inputs(model, regions)
+        step, loader = self._steps(model, objective, regions, method)
         for number in range(done + 1, epochs + 1):
             moment = (zlib.crc32(stage.encode()), number)
             seed_everything(self.seed, *moment)
             self.set_epoch(loader, moment)
             model.train()
             title = f"{stage} epoch {number}"
-            figures = train_one_epoch(forward, loader, objective, optimizer, self.device, title, after_step)
+            figures = train_one_epoch(step, loader, optimizer, self.device, title, after_step)
             yield Epoch(
                 number, figures, lr * decay(number, self.decay_frequency), time.perf_counter() - start, optimizer
             )
@@ -253,24 +256,38 @@ class Trainer:
     def caches_features(self, model: Classifier, regions: Regions | None = None) -> bool:
         """Whether training runs the heads on features that are computed once; computes them now if they are missing."""
         start = time.perf_counter()
-        self._inputs(model.to(self.device), regions)
+        self._features_loader(model.to(self.device), regions)
         self._seconds_before += time.perf_counter() - start
         return self._features is not None
 
-    def _inputs(self, model: Classifier, regions: Regions | None = None) -> tuple[Callable[..., Output], DataLoader]:
-        """What to run on which batches: the heads on cached features if possible, otherwise the network on images."""
+    def _steps(
+        self, model: Classifier, objective: Objective, regions: Regions | None, method: TrainingMethod
+    ) -> tuple[Callable[..., tuple[Output, Tensor]], DataLoader]:
+        """What a step does with which batches: the heads with cached features if possible, else the method's step."""
+        loader = self._features_loader(model, regions) if method.fixed_images else None
+        if loader is None:
+            return partial(method.loss, model, on_images(model, regions), objective), self.loader
+        forward = on_features(model, regions is not None)
+
+        def step(*inputs: Tensor) -> tuple[Output, Tensor]:
+            output = forward(*inputs)
+            return output, objective(output, inputs[-1])
+
+        return step, loader
+
+    def _features_loader(self, model: Classifier, regions: Regions | None = None) -> DataLoader | None:
+        """The loader of the features of all images, computed now if they are missing; None if they cannot be kept."""
         if not features_can_be_cached(model, self.loader.dataset):
             # Features cached before this stage belong to a trunk or neck that it may change.
             self._features, self._features_tried = None, False
-            return on_images(model, regions), self.loader
+            return None
         if not self._features_tried or (regions is not None and not self._features_have_regions):
             in_order = parallel_loader(self.loader.dataset, self.loader.batch_size, self.loader.num_workers)
             self._features = cache_features(model, in_order, self.device, regions)
             self._features_tried, self._features_have_regions = True, regions is not None
         if self._features is None:
-            return on_images(model, regions), self.loader
-        loader = parallel_loader(self._features, self.loader.batch_size, 0, sampler=self.loader.sampler)
-        return on_features(model, regions is not None), loader
+            return None
+        return parallel_loader(self._features, self.loader.batch_size, 0, sampler=self.loader.sampler)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:

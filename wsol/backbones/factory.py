@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsol.backbones.registry import ARCHITECTURES, IMAGENET_CLASSES, Architecture, BuildOptions
+from wsol.errors import InputError
 
 if TYPE_CHECKING:
     from wsol.classifier import Classifier
+    from wsol.methods.base import TrainingMethod
 
 
 def get_architecture(name: str) -> Architecture:
@@ -33,6 +35,7 @@ def build(
     last_layer: str = "fc",
     pretrained_path: str | None = None,
     image_size: int = 224,
+    method: TrainingMethod | None = None,
 ) -> Classifier:
     """Build a network by its command-line name, without a sigmoid branch.
 
@@ -43,11 +46,18 @@ def build(
         pretrained: load ImageNet weights, from `pretrained_path` if given.
         large_feature_map: maps with twice the side length (halves the stride of the last stage).
         classifier_form, last_layer, image_size: see BuildOptions.
+        method: the training method whose layers the network gets; None: plain training.
 
     Raises:
         InputError: unknown name, weights that cannot be loaded, or a network that does not support the options.
     """
     entry = get_architecture(architecture)
+    built_in = method is not None and method.layout in entry.layouts
+    if built_in and entry.has_two_forms and classifier_form != "cam":
+        raise InputError(
+            f"--wsol_method {method.layout if method else ''} has layers for the cam form of {architecture} only; give "
+            "--classifier_form cam"
+        )
     model = entry(
         BuildOptions(
             form=classifier_form,
@@ -56,9 +66,12 @@ def build(
             pretrained=pretrained,
             pretrained_path=pretrained_path if pretrained else None,
             image_size=image_size,
+            method=method if built_in else None,
         )
     )
     model.fast = entry.fast
+    if method is not None and not built_in:
+        model = method.adapt(model, image_size)
     if num_classes is not None or model.num_classes != IMAGENET_CLASSES:
         model.reset_head(num_classes or IMAGENET_CLASSES)
     return model

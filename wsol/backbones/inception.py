@@ -12,6 +12,10 @@ from wsol.backbones.heads import copy_linear, pooled_head, refuse_conv
 from wsol.backbones.registry import IMAGENET_CLASSES, BuildOptions
 from wsol.backbones.weights import load_strictly, torchvision_weights
 from wsol.classifier import Classifier
+from wsol.methods.acol import AdversarialComplementaryLearning
+from wsol.methods.adl import AttentionDropout
+from wsol.methods.layers import convs, initialize, pooled
+from wsol.methods.spg import B1, B2, SHARED, C, SelfProducedGuidance
 
 WEIGHTS = torchvision.models.Inception_V3_Weights.IMAGENET1K_V1
 
@@ -22,6 +26,7 @@ def inception_v3(options: BuildOptions) -> Classifier:
     cam (wsolevaluation): the layers up to Mixed_6e with padded pools and no stride in Mixed_6a, then two 3x3 convs to
     1024 channels, a 1x1 conv and global average pooling. The target layer is the ReLU of the second conv: 14 x 14 at
     224 pixels, 28 x 28 with large_feature_map.
+    With ADL, ACoL or SPG, the cam form has their layers, under wsolevaluation's names (ADL's without dropout).
     original: torchvision's network without the auxiliary head. The target layer is Mixed_7c: 5 x 5.
 
     Inputs are normalised as for every other network (transform_input=False, as in the references).
@@ -55,36 +60,60 @@ def _cam(source: torchvision.models.Inception3, options: BuildOptions) -> Classi
     layers["maxpool1"] = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
     layers["maxpool2"] = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
     layers["Mixed_6a"] = _KeepGrid(source.Mixed_6a)
-    trunk = list(layers.items())
+    trunk: list[tuple[str, nn.Module]] = list(layers.items())
     if not options.large_feature_map:
         trunk.insert(list(layers).index("Mixed_6a"), ("maxpool3", nn.MaxPool2d(3, stride=2, ceil_mode=True)))
 
-    network = nn.Sequential(
-        OrderedDict(
-            [
-                *trunk,
-                ("dropout1", nn.Dropout()),
-                ("SPG_A3_1b", _conv_relu(768, 1024)),
-                ("dropout2", nn.Dropout()),
-                ("SPG_A3_2b", _conv_relu(1024, 1024)),
-                ("dropout3", nn.Dropout()),
-                ("SPG_A4", nn.Conv2d(1024, IMAGENET_CLASSES, kernel_size=1)),
-                ("avgpool", nn.AdaptiveAvgPool2d(1)),
-                ("flatten", nn.Flatten()),
-            ]
-        )
-    )
-    return Classifier(
-        network, "SPG_A4", target_layer="SPG_A3_2b", neck=["dropout1", "SPG_A3_1b", "dropout2", "SPG_A3_2b", "dropout3"]
-    )
+    if isinstance(options.method, AdversarialComplementaryLearning):
+        return options.method.network(trunk, "Mixed_6e", 768)
+    if isinstance(options.method, AttentionDropout):
+        trunk = _with_adl(trunk, options.method)
+        neck = [*_new_convs(), ("ADL_A3_2b", options.method.layer())]
+    else:
+        (first, conv1), (second, conv2) = _new_convs()
+        dropout1, dropout2, dropout3 = (nn.Dropout() for _ in range(3))
+        neck = [
+            *(("dropout1", dropout1), (first, conv1), ("dropout2", dropout2), (second, conv2)),
+            ("dropout3", dropout3),
+        ]
+    names = [name for name, _ in neck]
+    if isinstance(options.method, SelfProducedGuidance):
+        return _spg([*trunk, *neck], names, options)
+    head = ("SPG_A4", nn.Conv2d(1024, IMAGENET_CLASSES, kernel_size=1))
+    network = nn.Sequential(OrderedDict([*trunk, *neck, head, *pooled()]))
+    return Classifier(network, "SPG_A4", target_layer="SPG_A3_2b", neck=names)
 
 
-def _conv_relu(inputs: int, outputs: int) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel_size=3, padding=1)
-    nn.init.xavier_uniform_(conv.weight)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    return nn.Sequential(conv, nn.ReLU(inplace=True))
+def _new_convs() -> list[tuple[str, nn.Module]]:
+    layers: list[tuple[str, nn.Module]] = [
+        ("SPG_A3_1b", nn.Sequential(*convs(768, 1024))),
+        ("SPG_A3_2b", nn.Sequential(*convs(1024, 1024))),
+    ]
+    initialize((layer for _, layer in layers), "xavier")
+    return layers
+
+
+def _with_adl(trunk: list[tuple[str, nn.Module]], method: AttentionDropout) -> list[tuple[str, nn.Module]]:
+    """ADL behind Mixed_5d and Mixed_6e, as in wsolevaluation."""
+    layers: list[tuple[str, nn.Module]] = []
+    for name, layer in trunk:
+        layers.append((name, layer))
+        if name in ("Mixed_5d", "Mixed_6e"):
+            layers.append((f"ADL_{name.removeprefix('Mixed_')}", method.layer()))
+    return layers
+
+
+def _spg(trunk: list[tuple[str, nn.Module]], neck: list[str], options: BuildOptions) -> Classifier:
+    """SPG's Inception: B1 reads what Mixed_6a reads, B2 Mixed_6e, and C what the head reads."""
+    assert isinstance(options.method, SelfProducedGuidance)
+    sides = {
+        B1: nn.Sequential(*convs(288, 512)),
+        B2: nn.Sequential(*convs(768, 512)),
+        SHARED: nn.Sequential(*convs(512, 512), nn.Conv2d(512, 1, kernel_size=1)),
+        C: nn.Sequential(*convs(1024, 512), nn.Conv2d(512, 1, kernel_size=1)),
+    }
+    layers = {B1: "Mixed_5d" if options.large_feature_map else "maxpool3", B2: "Mixed_6e", C: "dropout3"}
+    return options.method.network(trunk, "SPG_A4", sides, layers, neck=neck, target_layer="SPG_A3_2b")
 
 
 class _KeepGrid(nn.Module):

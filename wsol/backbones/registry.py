@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wsol.classifier import Classifier
+    from wsol.methods.base import TrainingMethod
 
     Builder = Callable[["BuildOptions"], Classifier]
 
@@ -37,6 +38,7 @@ class BuildOptions:
         pretrained: load ImageNet weights.
         pretrained_path: file or folder to load them from; None: the libraries' caches, or a download.
         image_size: side length of the images, for networks that are built for one size.
+        method: the training method whose layers the network gets, of one of the architecture's `layouts`; None: plain.
     """
 
     form: str = "cam"
@@ -45,6 +47,12 @@ class BuildOptions:
     pretrained: bool = True
     pretrained_path: str | None = None
     image_size: int = 224
+    method: TrainingMethod | None = None
+
+    @property
+    def layout(self) -> str:
+        """The layout that the method asks for; "" for a plain network."""
+        return self.method.layout if self.method is not None else ""
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Architecture:
         forms: the name of the head in each form. If the two are equal, both forms are the same network.
         fast: regular expression for the published names of the parameters that learn lr_classifier_ratio times as
             fast; None: the parameters of the heads.
+        layouts: the training methods (wsol/methods/) for which the builder has layers, in its cam form.
         mean, std: normalisation that its weights expect, for RGB values in [0, 1].
     """
 
@@ -64,6 +73,7 @@ class Architecture:
     builder: str | Builder
     forms: Mapping[str, str] = field(default_factory=lambda: dict.fromkeys(FORMS, ""))
     fast: str | None = None
+    layouts: tuple[str, ...] = ()
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
 
@@ -87,6 +97,8 @@ class Architecture:
         return forms[0] if len(forms) == 1 else None
 
 
+_LAYOUTS = ("acol", "spg", "adl")
+
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
     for architecture in (
@@ -96,11 +108,16 @@ ARCHITECTURES: dict[str, Architecture] = {
             "wsol.backbones.inception:inception_v3",
             forms={"cam": "SPG_A4", "original": "fc"},
             fast=r"(?!Conv2d_|Mixed_)",
+            layouts=_LAYOUTS,
         ),
         # The references train layer4 and fc, but not fc2, at the higher rate.
-        Architecture("resnet50", "wsol.backbones.resnet:resnet50", fast=r"(layer4|fc|conv)\."),
+        Architecture("resnet50", "wsol.backbones.resnet:resnet50", fast=r"(layer4|fc|conv)\.", layouts=_LAYOUTS),
         Architecture(
-            "vgg16", "wsol.backbones.vgg:vgg16", forms={"cam": "fc", "original": "classifier"}, fast=r"(?!features\.)"
+            "vgg16",
+            "wsol.backbones.vgg:vgg16",
+            forms={"cam": "fc", "original": "classifier"},
+            fast=r"(?!features\.)",
+            layouts=_LAYOUTS,
         ),
         Architecture("vit", "wsol.backbones.vit:vit", fast=r"(?!features\.(blocks|patch_embed|norm)\.)"),
     )

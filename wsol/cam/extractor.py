@@ -224,7 +224,11 @@ class CamExtractor:
             layout = self._layout(layer, output, images, "affinity layer")
             guides[name] = layout.to_maps(output.detach().clone())  # a later layer may work in place
 
+        own_features = self._layer_of_own_map()
         with ExitStack() as hooks:
+            if own_features is not None:
+                layer = self.model.network.get_submodule(own_features)
+                hooks.callback(layer.register_forward_hook(partial(record_guide, own_features)).remove)
             for layer in dict.fromkeys(self._layer_of.values()):
                 hooks.callback(layer.register_forward_hook(record).remove)
             for name in dict.fromkeys(self.guiding_layers.values()):
@@ -239,6 +243,12 @@ class CamExtractor:
             if name not in guides:
                 raise InputError(f"the forward pass never reached the affinity layer {name}")
         return _Recorded(output, activations, layouts, guides)
+
+    def _layer_of_own_map(self) -> str | None:
+        """The layer that the network's own map is made of, if there is one and it is asked for."""
+        if self.model.method_layers.own_map is None or not any(get_method(name).pooled for name in self.methods):
+            return None
+        return self.model.method_layers.layers["features"]
 
     def _layout(self, layer: nn.Module, output: object, images: Tensor, role: str) -> Layout:
         """Where the places and channels of a layer's output are, or an InputError that names the layer's role."""
@@ -311,6 +321,13 @@ class CamExtractor:
             method, layer = get_method(variant.method), self._layer_of[variant.method]
             view = views[layer, variant.head]
             with self._measured(variant.method, view.activations.device):
+                own_map = self.model.method_layers.own_map if method.pooled and variant.head == "softmax" else None
+                if own_map is not None:
+                    features = recorded.guides[self.model.method_layers.layers["features"]]
+                    with torch.no_grad():
+                        result = own_map(self.model.network, features, class_ids, variant.clamped)
+                    raw[variant] = result
+                    continue
                 if (variant.method, variant.head) not in results:
                     results[variant.method, variant.head] = method(view).detach()
                 result = results[variant.method, variant.head]

@@ -50,7 +50,8 @@ class CamMethod:
         formula: the function, or "module:function".
         weights: the formula returns one weight per channel, so that negative weights can be clamped.
         pooled: reads the layer that the head pools instead of the target layer, where the two differ (vision
-            transformers).
+            transformers). A network that a training method has given a map of its own (ACoL) gives that one for its
+            softmax head.
         rectify, interpolation: how a raw map becomes a score map (wsol/cam/scoremap.py): cut negative values before
             resizing, and how to resize.
         headless: sees activations only, so all heads share one map.

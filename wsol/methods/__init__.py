@@ -1,7 +1,5 @@
-"""Training methods of weakly supervised localization by their command-line names (`--wsol_method`).
+"""Training methods of weakly supervised localization, each in a file of its own; `METHODS` is the list."""
 
-`cam` is plain training. Methods that change the images, the network or the loss (HaS, CutMix, ADL, ACoL, SPG) will get
-one file each here and one line in this table.
-"""
+from wsol.methods.registry import METHODS, MethodEntry, MethodOption
 
-METHODS = {"cam": "plain training (Zhou et al., CVPR 2016)"}
+__all__ = ["METHODS", "MethodEntry", "MethodOption"]

@@ -1,11 +1,11 @@
 """Checkpoints of a run: their content, names and atomic writes.
 
 A file `<prefix>_checkpoint.pth.tar` has plain tensors, numbers and strings: `architecture`, `epoch`, `state_dict` and
-`optimizer` as in wsolevaluation; what rebuilds the model (`model_structure`, `classifier_form`, `last_layer`,
-`num_classes`, `large_feature_map`, `class_names`); how a sigmoid branch was trained (`branch`); what resuming needs
-(`stage`, `best`); where it comes from (`training`, `starts_from`, `metadata`, see wsol/run/provenance.py); and a
-`checksum` of all of that, which is checked whenever the file is read. Checkpoints of other projects are read, too; see
-wsol/tensor_files.py.
+`optimizer` as in wsolevaluation; what rebuilds the model (`model_structure`, `wsol_method`, `classifier_form`,
+`last_layer`, `num_classes`, `large_feature_map`, `class_names`); how a sigmoid branch was trained (`branch`); what
+resuming needs (`stage`, `best`); where it comes from (`training`, `starts_from`, `metadata`, see
+wsol/run/provenance.py); and a `checksum` of all of that, which is checked whenever the file is read. Checkpoints of
+other projects are read, too; see wsol/tensor_files.py.
 """
 
 from pathlib import Path
@@ -22,13 +22,22 @@ from wsol.errors import InputError, plain_name
 from wsol.files import replacing
 from wsol.log import log
 from wsol.losses import OBJECTIVES
+from wsol.methods import METHODS
+from wsol.methods.acol import TWIN
+from wsol.methods.spg import SHARED
 from wsol.tensor_files import load, shared_wrappers
 
+_BUILD_SETTINGS = (
+    *("architecture", "model_structure", "wsol_method", "classifier_form", "last_layer"),
+    "large_feature_map",
+)
+_METHOD_OF_MODULE = {TWIN: "acol", SHARED: "spg"}
 SUFFIX = "_checkpoint.pth.tar"
 # What the fields that are read must be, where a checkpoint has them.
 _FIELDS = {
     "architecture": TEXT,
     "model_structure": optional(one_of(list(OBJECTIVES))),
+    "wsol_method": optional(one_of(list(METHODS))),
     "classifier_form": optional(one_of([*FORMS, "auto"])),
     "last_layer": optional(one_of(LAST_LAYERS)),
     "large_feature_map": optional(TRUTH),
@@ -98,11 +107,17 @@ class Checkpoint:
     @property
     def build_settings(self) -> dict[str, Any]:
         """The settings that rebuild the model, by name; checkpoints of other projects have few of them, or none."""
-        return {
-            key: self.content[key]
-            for key in ("architecture", "model_structure", "classifier_form", "last_layer", "large_feature_map")
-            if self.content.get(key) is not None
-        }
+        return {key: self.content[key] for key in _BUILD_SETTINGS if self.content.get(key) is not None} | (
+            {} if self._method is None else {"wsol_method": self._method}
+        )
+
+    @property
+    def _method(self) -> str | None:
+        """The training method of a checkpoint that does not name it, as far as the names of its layers tell."""
+        if "wsol_method" in self.content:
+            return None
+        modules = {name.split(".")[0] for name in self.tensors}
+        return next((method for module, method in _METHOD_OF_MODULE.items() if module in modules), None)
 
     @property
     def branch(self) -> dict[str, Any] | None:

@@ -20,11 +20,17 @@ from wsol.run.checkpoint import Checkpoint
 
 
 def resolve_form(
-    architecture: str, form: str, methods: Sequence[str], checkpoint: Checkpoint | None, default: str | None = None
+    architecture: str,
+    form: str,
+    methods: Sequence[str],
+    checkpoint: Checkpoint | None,
+    default: str | None = None,
+    method: str = "cam",
 ) -> str:
     """The value of `--classifier_form`, with auto resolved.
 
-    auto is the checkpoint's own form; else `default`; else cam if that is one of the methods; else original.
+    auto is cam if the training method has layers for that form; else the checkpoint's own form; else `default`; else
+    cam if that is one of the CAM methods; else original.
 
     Raises:
         InputError: the checkpoint belongs to another architecture, or has another form than the requested one.
@@ -41,6 +47,8 @@ def resolve_form(
             )
     if form != "auto":
         return form
+    if method in entry.layouts:
+        return "cam"
     form = own or default or ("cam" if "cam" in methods else "original")
     if entry.has_two_forms:
         reason = f"the methods are {','.join(methods)}"
