@@ -104,7 +104,7 @@ def test_every_published_name_of_a_layer_works(layer):
         (["--loc_threshold", "2"], "at most 1"),
         (["--large_feature_map", "maybe"], "not TRUE or FALSE"),
         (["--no_such_flag"], "unrecognized arguments: --no_such_flag"),
-        (["--wsol_method", "acol"], "invalid choice"),
+        (["--wsol_method", "acoll"], "invalid choice"),
     ],
 )
 def test_what_argparse_refuses(argv, message, capsys):
