@@ -49,6 +49,7 @@ from wsol.run.flag_types import (
     share,
     size,
 )
+from wsol.run.presets import EVALUATION_PRESET, PRESETS, preset_defaults
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
 # Behind global average pooling and one linear layer, as in the default network, xgradcam, hirescam and shapleycam equal
@@ -159,6 +160,9 @@ _MAIN_SETTINGS = (
     # ------------------------------------------------------------- run
     Setting("config", "YAML file of settings, such as a run's config.yaml; flags override it",
             group=_RUN, metavar="FILE", scope=COMMAND_LINE),
+    Setting("preset", "the defaults of another project's command, for all flags that are not given: its epochs, batch "
+            "size, structure, data set, ... (docs/presets.md)", choices=tuple(PRESETS), group=_RUN, commands=_MEASURING,
+            scope=FIXED, bears_on=NOTHING),
     Setting("root", "folder that contains the run folders", "experiments", group=_RUN, scope=THIS_CALL,
             bears_on=NOTHING),
     Setting("experiment_name", "name of the run's folder in --root (default: the next free run-N)",
@@ -210,7 +214,8 @@ _MAIN_SETTINGS = (
             "sigmoid branch (c2)", "b2", choices=tuple(OBJECTIVES), group=_NETWORK, scope=FIXED),
     Setting("unfreeze_layer", "which parameters to train: all, none, the softmax head (fc classifier SPG_A4 head conv) "
             "or the sigmoid branch (fc2 classifier_2 SPG_A4_2 head2 conv2); default: fc2 in b2, otherwise all",
-            choices=tuple(UNFREEZE), metavar="LAYER", group=_NETWORK, scope=FIXED, follows=("model_structure",),
+            type=lambda text: "none" if text == "None" else text, choices=tuple(UNFREEZE), metavar="LAYER",
+            group=_NETWORK, scope=FIXED, follows=("model_structure",),
             bears_on=TRAINING),
     Setting("last_layer", "the classification layer: fc after global average pooling, or a 1x1 conv before it", "fc",
             choices=LAST_LAYERS, group=_NETWORK, scope=FIXED),
@@ -452,7 +457,8 @@ def parse_args(argv: list[str] | None = None) -> munch.Munch:
 
 def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
     """The command line of evaluation.py, wsolevaluation's and ours, as a checked munch."""
-    config = munch.Munch(_defaults(EVALUATION) | vars(make_parser(EVALUATION).parse_args(argv)))
+    given = vars(make_parser(EVALUATION).parse_args(argv))
+    config = munch.Munch(_defaults(EVALUATION) | (EVALUATION_PRESET if given.get("preset") else {}) | given)
     plain_name("--dataset_name", config.dataset_name)
     if not config.multi_iou_eval and 50 not in config.iou_threshold_list:
         raise InputError("--multi_iou_eval FALSE needs the IoU threshold 50, which --iou_threshold_list lacks")
@@ -635,7 +641,8 @@ def saved_settings(config: munch.Munch) -> dict[str, Any]:
 
 def complete(values: Mapping[str, Any], given: Collection[str]) -> munch.Munch:
     """Fill in defaults, also those that depend on other settings, and refuse contradictions."""
-    config = munch.munchify(_defaults(MAIN) | dict(values) | {"given": sorted(given)})
+    preset = preset_defaults(values.get("preset"), dict(values))
+    config = munch.munchify(_defaults(MAIN) | preset | dict(values) | {"given": sorted(given)})
     b2 = config.model_structure == "b2"
     following = {
         "mask_root": config.data_root,

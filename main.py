@@ -365,6 +365,8 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
     frozen = sum(p.numel() for p in model.parameters()) - trainable
     if config.dry_run:
         log.info(yaml.safe_dump(saved_settings(config), sort_keys=False).rstrip())
+    if config.preset:
+        log.info("preset: %s", config.preset)
     images = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     log.info("data: %s, %d classes; images: %s", data.name, data.num_classes, images)
     log.info(

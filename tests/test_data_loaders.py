@@ -145,6 +145,13 @@ def test_sampling_val_images_is_seeded_and_per_class(tmp_path):
     assert [b.tolist() for b in some.boxes] == [whole.boxes[whole.image_ids.index(i)].tolist() for i in some.image_ids]
 
 
+def test_a_sample_larger_than_a_class_is_an_error_that_names_the_class(tmp_path):
+    write_dataset(tmp_path, "Shapes", images=5)
+    whole = read_split(tmp_path / "metadata/Shapes", "val", tmp_path, tmp_path)
+    with pytest.raises(InputError, match=r"per_class 6: class 0 has only 5 images .*val/0/0.png; give at most 5"):
+        sample_per_class(whole, 6, seed=1)
+
+
 def test_proxy_training_set(tmp_path):
     write_dataset(tmp_path, "Shapes")
     roots = tmp_path / "dataset", tmp_path / "metadata", tmp_path / "dataset"

@@ -62,7 +62,7 @@ def load_data(
         mask_root: folder of the masks of all data sets.
         splits: the splits to read; "val" is left out if the data set has none.
         proxy_training_set: read the images of train from image_ids_proxy.txt.
-        num_val_sample_per_class: if not 0, draw at most so many val images per class, with `seed`.
+        num_val_sample_per_class: if not 0, draw so many val images per class, with `seed`.
         seed: for that draw.
         skip_bad: decode every image and mask once and leave out what is missing or broken.
         workers: threads that read files.
@@ -126,11 +126,20 @@ def _check_split_is_optional(folder: Path, split: str, num_val_sample_per_class:
 
 
 def sample_per_class(metadata: SplitMetadata, count: int, seed: int) -> SplitMetadata:
-    """At most `count` images of each class, drawn with a seed, in the order of the split."""
+    """`count` images of each class, drawn with a seed, in the order of the split.
+
+    Raises:
+        InputError: a class has fewer.
+    """
     random = np.random.default_rng(seed)
     chosen: list[int] = []
     for label in np.unique(metadata.labels):
         members = np.flatnonzero(metadata.labels == label)
+        if len(members) < count:
+            raise InputError(
+                f"--num_val_sample_per_class {count}: class {label} has only {len(members)} images in the val split, "
+                f"such as {metadata.image_ids[members[0]]}; give at most {len(members)}, or 0 for all"
+            )
         chosen.extend(random.permutation(members)[:count].tolist())
     return metadata.subset(sorted(chosen))
 
