@@ -838,7 +838,7 @@ def measure(
         "intervals": intervals,
         **({} if choice is None else {"affinity": choice}),
         **({"affinity_layer": layer} if (layer := extractor.guiding_layers.get(AFFINITY)) else {}),
-        "classification": metrics["classification"],
+        **{key: metrics[key] for key in ("classification", "sigmoid_classification") if key in metrics},
         "rows": metrics["rows"],
         "center": metrics["center"],
         "cost": meter.summary(),

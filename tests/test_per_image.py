@@ -164,3 +164,25 @@ def test_pxap_of_a_class_is_that_of_its_images(shapes):
     of_class = np.flatnonzero(metadata.labels == 1)
     alone.update(blobs(12, 0)[of_class], load_masks(metadata, of_class))
     assert lines[2]["row"] == "cam_softmax" and lines[2]["pxap"] == pytest.approx(alone.compute()["pxap"], rel=1e-12)
+
+
+def test_the_branch_has_its_own_accuracy_beside_the_softmax_heads(shapes):
+    metadata = split_of(shapes, "test")
+    evaluation = Evaluation(metadata, ROWS, interval=0.1)
+    logits, branch = (torch.randn(12, 3, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+    for batch in IN_ORDER:
+        index = np.array(batch)
+        maps = {row: blobs(len(index), 0) for row in ROWS}
+        whole = {row: np.zeros(len(index), bool) for row in ROWS}
+        labels = metadata.labels[index]
+        evaluation.update(
+            ScoreMaps(index, labels, logits[index], branch[index], maps, whole), load_ground_truth(metadata, index)
+        )
+    found = evaluation.compute()
+    for key, values in (("classification", logits), ("sigmoid_classification", branch)):
+        right = sum(int(values[i].argmax()) == metadata.labels[i] for i in range(12))
+        assert found[key] == {"top1": pytest.approx(100 * right / 12)}
+    assert found["classification"] != found["sigmoid_classification"]
+    total = Evaluation(metadata, ROWS, interval=0.1)
+    total.merge(evaluation)
+    assert total.compute()["sigmoid_classification"] == found["sigmoid_classification"]

@@ -163,6 +163,7 @@ class Evaluation:
         self.keep = set(keep)
         self.examples: dict[int, dict[Variant, NDArray[np.float32]]] = {}
         self.num_correct: dict[str, int] = {}
+        self.num_correct_sigmoid: dict[str, int] = {}
         self.record = record
         # What `per_image` reports of each batch: indices, labels, predictions, top1, top5.
         self.images: dict[str, list[NDArray]] = {}
@@ -176,8 +177,9 @@ class Evaluation:
         correct: dict[str, NDArray[np.bool_]] = {}
         if batch.logits is not None:
             correct = top_k_correct(batch.logits, batch.labels)
-        for key, values in correct.items():
-            self.num_correct[key] = self.num_correct.get(key, 0) + int(values.sum())
+        _count(self.num_correct, correct)
+        if batch.sigmoid_logits is not None:
+            _count(self.num_correct_sigmoid, top_k_correct(batch.sigmoid_logits, batch.labels))
         if self.record and batch.logits is not None:
             predictions = predicted(batch.logits)
             columns: dict[str, NDArray] = {"indices": batch.indices, "labels": batch.labels, "predictions": predictions}
@@ -199,15 +201,20 @@ class Evaluation:
             localization.merge(other.rows[variant])
         if self.center is not None and other.center is not None:
             self.center.merge(other.center)
-        for key, count in other.num_correct.items():
-            self.num_correct[key] = self.num_correct.get(key, 0) + count
+        _count(self.num_correct, other.num_correct)
+        _count(self.num_correct_sigmoid, other.num_correct_sigmoid)
         for key, parts in other.images.items():
             self.images.setdefault(key, []).extend(parts)
         self.num_images += other.num_images
         self.seconds += other.seconds
 
+    def _per_cent(self, counts: Mapping[str, int]) -> dict[str, float]:
+        return {key: 100 * count / self.num_images for key, count in counts.items()}
+
     def compute(self, val: Evaluation | None = None) -> dict[str, Any]:
         """{"num_images", "classification", "rows", "center"} as in results.json.
+
+        With a sigmoid branch also "sigmoid_classification", the accuracy of its own logits.
 
         Args:
             val: the evaluation of the val split, whose best thresholds are applied to this one.
@@ -222,7 +229,10 @@ class Evaluation:
         ]
         return {
             "num_images": self.num_images,
-            "classification": {key: 100 * count / self.num_images for key, count in self.num_correct.items()},
+            "classification": self._per_cent(self.num_correct),
+            **(
+                {"sigmoid_classification": self._per_cent(self.num_correct_sigmoid)} if self.num_correct_sigmoid else {}
+            ),
             "rows": rows,
             "center": self.center.compute() if self.center is not None else {},
         }
@@ -257,6 +267,12 @@ class Evaluation:
             rows,
             self.center.outcomes(order, {}) if self.center is not None else None,
         )
+
+
+def _count(counts: dict[str, int], more: Mapping[str, Any]) -> None:
+    """Add numbers, or the numbers of true values, to counts."""
+    for key, values in more.items():
+        counts[key] = counts.get(key, 0) + int(np.sum(values))
 
 
 def predicted(logits: Tensor) -> NDArray[np.int64]:

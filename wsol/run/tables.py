@@ -36,13 +36,18 @@ _CENTER = "centre Gaussian"
 def summary(results: dict[str, Any]) -> str:
     """All that is printed after an evaluation: accuracy, tables, and seconds."""
     intervals = results.get("intervals", {}).get("classification", {})
+    branch = [
+        f"{key.replace('top', 'Top-')} {value:.1f} %"
+        for key, value in results.get("sigmoid_classification", {}).items()
+    ]
     accuracy = [
         f"{key.replace('top', 'Top-')} {value:.1f} %" + (f" [{_range(intervals[key])}]" if key in intervals else "")
         for key, value in results["classification"].items()
     ]
     parts = [
         f"{results['dataset']} {results['split']}, {results['num_images']:,} images; softmax head: "
-        + ", ".join(accuracy),
+        + ", ".join(accuracy)
+        + (f"; sigmoid branch: {', '.join(branch)}" if branch else ""),
         results_table(results),
         "\n".join(_footer(results)),
     ]
