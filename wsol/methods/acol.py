@@ -13,8 +13,7 @@ from torch.nn import functional
 from wsol.classifier import Classifier, MethodLayers, Output
 from wsol.layout import find_layers
 from wsol.losses import Objective
-from wsol.methods.adl import require_maps
-from wsol.methods.base import Forward, TrainingMethod, is_frozen, recorded, stretched
+from wsol.methods.base import Forward, TrainingMethod, is_frozen, recorded, require_maps, stretched
 from wsol.methods.layers import Chain, Named, conv_classifier, initialize, pooled
 
 HEAD, TWIN = "classifier_A", "classifier_B"

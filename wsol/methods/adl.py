@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from wsol.classifier import Classifier
-from wsol.errors import InputError
 from wsol.layout import find_guiding_layer, find_layers
-from wsol.methods.base import TrainingMethod
+from wsol.methods.base import TrainingMethod, require_maps
 
 
 class ADL(nn.Module):
@@ -72,26 +71,3 @@ class AttentionDropout(TrainingMethod):
     def why_idle(self, model: Classifier) -> str:
         """With a frozen trunk, which stays in eval mode."""
         return "" if "trunk" in model.trainable else "its layers drop nothing, because the trunk is frozen"
-
-
-def require_maps(network: nn.Module, layer: str, images: Tensor, method: str) -> int:
-    """The number of channels of a layer's maps (B, C, h, w); InputError if it gives something else."""
-    shapes: list[tuple[int, ...]] = []
-
-    def record(_layer: nn.Module, _inputs: tuple, output: object) -> None:
-        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
-
-    was_training = network.training
-    handle = network.get_submodule(layer).register_forward_hook(record)
-    try:
-        with torch.no_grad():
-            network.eval()(images)
-    finally:
-        handle.remove()
-        network.train(was_training)
-    if not shapes or len(shapes[0]) != 4 or shapes[0][2] != shapes[0][3] or shapes[0][1] < 2:
-        raise InputError(
-            f"--wsol_method {method} needs feature maps (B, C, h, w), which {layer} of {type(network).__name__} does "
-            "not give; choose another network or method"
-        )
-    return shapes[0][1]

@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
-from wsol.classifier import Classifier, Output
+from wsol.classifier import Classifier, Output, eval_mode
+from wsol.errors import InputError
 from wsol.losses import Objective
 
 Forward = Callable[[Tensor, Tensor], Output]  # images (B, 3, H, W), labels (B,) → Output
@@ -82,3 +84,24 @@ def stretched(maps: Tensor) -> Tensor:
 def is_frozen(module: nn.Module) -> bool:
     """Whether no parameter of a module trains."""
     return not any(parameter.requires_grad for parameter in module.parameters())
+
+
+def require_maps(network: nn.Module, layer: str, images: Tensor, method: str) -> int:
+    """The number of channels of a layer's maps (B, C, h, w); InputError if it gives something else."""
+    shapes: list[tuple[int, ...]] = []
+
+    def record(_layer: nn.Module, _inputs: tuple, output: object) -> None:
+        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
+
+    handle = network.get_submodule(layer).register_forward_hook(record)
+    try:
+        with torch.no_grad(), eval_mode(network):
+            network(images)
+    finally:
+        handle.remove()
+    if not shapes or len(shapes[0]) != 4 or shapes[0][2] != shapes[0][3] or shapes[0][1] < 2:
+        raise InputError(
+            f"--wsol_method {method} needs feature maps (B, C, h, w), which {layer} of {type(network).__name__} does "
+            "not give; choose another network or method"
+        )
+    return shapes[0][1]
