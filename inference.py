@@ -212,13 +212,22 @@ def build_network(config: Any) -> Network:
     """
     checkpoint = Checkpoint("eval", config.ckpt) if config.ckpt else None
     saved = checkpoint.build_settings if checkpoint is not None else {}
-    defaults = {"architecture": DEFAULT_ARCHITECTURE, "last_layer": "fc", "large_feature_map": False}
-    defaults |= {"wsol_method": "cam"} | saved
+    defaults = {
+        "architecture": DEFAULT_ARCHITECTURE,
+        "wsol_method": "cam",
+        "last_layer": "fc",
+        "large_feature_map": False,
+    } | saved
     chosen = {key: default if config.get(key) is None else config[key] for key, default in defaults.items()}
     architecture = chosen["architecture"]
     method = chosen["wsol_method"]
     form = resolve_form(
-        *(architecture, config.classifier_form, config.methods, checkpoint, None if checkpoint else "original"), method
+        architecture,
+        config.classifier_form,
+        config.methods,
+        checkpoint,
+        default=None if checkpoint else "original",
+        method=method,
     )
     pretrained = checkpoint is None and config.pretrained
     model = build(

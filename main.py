@@ -461,8 +461,6 @@ def train(
 
     def fit(structure: str, setting: BranchSetting, epochs: int, lr: float, by: Trainer = trainer) -> Iterator[Epoch]:
         """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
-        if reason := method.why_idle(model):
-            log.info("--wsol_method %s changes nothing in stage %s: %s", method.name, structure, reason)
         after_step = None
         if setting.nonnegative:
             assert model.sigmoid_head is not None
@@ -489,6 +487,8 @@ def train(
         **validating: Any,
     ) -> None:
         """Train, and record the epochs and checkpoints under the stage's name."""
+        if reason := method.why_idle(model):
+            log.info("--wsol_method %s changes nothing in stage %s: %s", method.name, structure, reason)
         settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
         history = History(run, wandb, structure, settings, record, prefix, config.save_every, resumed, **validating)
         epochs_trained = fit(structure, setting_of(branch), epochs, lr)

@@ -72,12 +72,13 @@ class MethodLayers(NamedTuple):
         layers: the layers that its loss reads, by the part they play.
         twins: further heads, which have as many classes as the softmax head.
         own_map: the network's own map in place of the softmax head's `cam`: (network, output of layers["features"]
-            (B, C, h, w), class ids (B,), whether negative weights are clamped) → (B, h, w). None: there is none.
+            (B, C, h, w), that `cam` (B, h, w), class ids (B,), whether negative weights are clamped) → (B, h, w). None:
+            there is none.
     """
 
     layers: Mapping[str, str] = {}
     twins: tuple[str, ...] = ()
-    own_map: Callable[[nn.Module, Tensor, Tensor, bool], Tensor] | None = None
+    own_map: Callable[[nn.Module, Tensor, Tensor, Tensor, bool], Tensor] | None = None
 
 
 def _is_linear(module: nn.Module) -> bool:

@@ -321,19 +321,17 @@ class CamExtractor:
             method, layer = get_method(variant.method), self._layer_of[variant.method]
             view = views[layer, variant.head]
             with self._measured(variant.method, view.activations.device):
-                own_map = self.model.method_layers.own_map if method.pooled and variant.head == "softmax" else None
-                if own_map is not None:
-                    features = recorded.guides[self.model.method_layers.layers["features"]]
-                    with torch.no_grad():
-                        result = own_map(self.model.network, features, class_ids, variant.clamped)
-                    raw[variant] = result
-                    continue
                 if (variant.method, variant.head) not in results:
                     results[variant.method, variant.head] = method(view).detach()
                 result = results[variant.method, variant.head]
                 if method.weights:
                     weights = result.clamp(min=0) if variant.clamped else result
                     result = torch.einsum("bc,bchw->bhw", weights, view.activations)
+                own_map = self.model.method_layers.own_map
+                if own_map is not None and method.pooled and variant.head == "softmax":
+                    features = recorded.guides[self.model.method_layers.layers["features"]]
+                    with torch.no_grad():
+                        result = own_map(self.model.network, features, result, class_ids, variant.clamped)
                 if plain is not None and method.per_place:
                     result = result * (math.prod(recorded.layouts[layer].grid) / math.prod(plain.layouts[layer].grid))
                 raw[variant] = result

@@ -20,7 +20,7 @@ from tabulate import tabulate
 from wsol.cam import Variant
 from wsol.checked import MAPPING, NUMBER, TEXT, TRUTH, check_fields, listed
 from wsol.errors import InputError, first_few, shortened
-from wsol.evaluation.per_image import PerImage
+from wsol.evaluation.per_image import REMEDY, PerImage
 from wsol.evaluation.results import flatten
 from wsol.log import progress
 from wsol.metrics.bootstrap import draw, interval, right_replicates
@@ -30,7 +30,6 @@ CLASSIFICATION = "classification"  # the softmax head's accuracy, beside the row
 _METRIC_SETTINGS = ("iou_threshold_list", "gt_boxes")
 _NO_METRICS = ("tau", "interval", "num_degenerate", "clamped")
 
-_REMEDY = "evaluate the run again with --eval_only"
 _RESULTS = {"rows": listed(MAPPING), "config": MAPPING, "classification": MAPPING}
 _ROW = {"method": TEXT, "head": TEXT, "clamped": TRUTH, "refine": TEXT}
 
@@ -162,10 +161,10 @@ def read_results(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"{path} is missing; evaluate the run with --eval_only") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {_REMEDY}") from None
-    check_fields(results, _RESULTS, str(path), _REMEDY, needed=("rows", "config"))
+        raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {REMEDY}") from None
+    check_fields(results, _RESULTS, str(path), REMEDY, needed=("rows", "config"))
     for number, row in enumerate(results["rows"]):
-        check_fields(row, _ROW, f"{path}, row {number}", _REMEDY, needed=("method", "head", "clamped"))
+        check_fields(row, _ROW, f"{path}, row {number}", REMEDY, needed=("method", "head", "clamped"))
     return results
 
 

@@ -33,6 +33,19 @@ from wsol.metrics.records import BoxOutcomes
 
 FILE = "per_image.npz"
 _SCHEMA = 1
+REMEDY = "evaluate the run again with --eval_only"
+_VAL_TAUS = Kind(
+    lambda value: isinstance(value, dict) and all(map(NUMBER.holds, value.values())),
+    "a threshold for each of val's metrics",
+)
+_SETTINGS = {
+    "schema": WHOLE,
+    "dataset": TEXT,
+    "split": TEXT,
+    "rows": Kind(
+        lambda value: isinstance(value, dict) and all(map(_VAL_TAUS.holds, value.values())), "rows' thresholds"
+    ),
+}
 
 
 class RowOutcomes(NamedTuple):
@@ -197,28 +210,13 @@ class PerImage:
                 arrays = {name: file[name] for name in file.files}
             settings = json.loads(str(arrays.pop("settings")))
         except FileNotFoundError:
-            raise InputError(f"{path} is missing; {_REMEDY}") from None
+            raise InputError(f"{path} is missing; {REMEDY}") from None
         except NOT_ARRAYS as error:
-            raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {_REMEDY}") from None
-        check_fields(settings, _SETTINGS, f"{path}, settings", _REMEDY, needed=_SETTINGS)
+            raise InputError(f"{path} cannot be read ({type(error).__name__}: {shortened(error)}); {REMEDY}") from None
+        check_fields(settings, _SETTINGS, f"{path}, settings", REMEDY, needed=_SETTINGS)
         if settings["schema"] != _SCHEMA:
-            raise InputError(f"{path} has schema {settings['schema']}, not {_SCHEMA}; {_REMEDY}")
+            raise InputError(f"{path} has schema {settings['schema']}, not {_SCHEMA}; {REMEDY}")
         return _Reader(path, arrays).images(settings)
-
-
-_REMEDY = "evaluate the run again with --eval_only"
-_VAL_TAUS = Kind(
-    lambda value: isinstance(value, dict) and all(map(NUMBER.holds, value.values())),
-    "a threshold for each of val's metrics",
-)
-_SETTINGS = {
-    "schema": WHOLE,
-    "dataset": TEXT,
-    "split": TEXT,
-    "rows": Kind(
-        lambda value: isinstance(value, dict) and all(map(_VAL_TAUS.holds, value.values())), "rows' thresholds"
-    ),
-}
 
 
 class _Reader:
@@ -292,7 +290,7 @@ class _Reader:
 
     def fail(self, what: str) -> NoReturn:
         """Raise an InputError that says what the file has."""
-        raise InputError(f"{self.path} {what}; {_REMEDY}")
+        raise InputError(f"{self.path} {what}; {REMEDY}")
 
 
 def _at(columns: Mapping[str, np.ndarray], index: int) -> dict[str, float]:

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsol.classifier import Classifier, MethodLayers, Output
-from wsol.layout import find_layers
 from wsol.losses import Objective
-from wsol.methods.base import Forward, TrainingMethod, is_frozen, recorded, require_maps, stretched
+from wsol.methods.base import Forward, TrainingMethod, is_frozen, last_maps, recorded, require_maps, stretched
 from wsol.methods.layers import Chain, Named, conv_classifier, initialize, pooled
 
 HEAD, TWIN = "classifier_A", "classifier_B"
@@ -50,8 +49,8 @@ class AdversarialComplementaryLearning(TrainingMethod):
     def adapt(self, model: Classifier, side: int) -> Classifier:
         """Both classifiers behind the last spatial layer of a network, in place of its own head."""
         network, images = model.network, torch.zeros(1, 3, side, side)
-        layer = model.target_layer_name or find_layers(network, model.head_name, torch.randn_like(images))[0]
-        channels = require_maps(network, layer, images, "acol")
+        layer = last_maps(model, images)
+        channels = require_maps(network, layer, images, self.name)
         parent, _, leaf = model.head_name.rpartition(".")
         setattr(network.get_submodule(parent), leaf, nn.Identity())
         adapted = self.network([("trunk", _UpTo(network, layer))], "trunk", channels)
@@ -77,19 +76,15 @@ class AdversarialComplementaryLearning(TrainingMethod):
         """S with zeros where A's stretched map reaches the threshold: (B, C, h, w), maps (B, h, w)."""
         return features * (stretched(maps) < self.threshold)[:, None]
 
-    def own_map(self, network: nn.Module, features: Tensor, class_ids: Tensor, clamped: bool) -> Tensor:
-        """The larger of the stretched maps of A and B, (B, h, w); clamped: without their negative weights."""
-        first = self._map_of(network.get_submodule(HEAD), features, class_ids, clamped)
-        second = self._map_of(network.get_submodule(TWIN), self.erase(features, first), class_ids, clamped)
-        return torch.maximum(stretched(first), stretched(second))
-
-    @staticmethod
-    def _map_of(classifier: nn.Module, features: Tensor, class_ids: Tensor, clamped: bool) -> Tensor:
-        assert isinstance(classifier, nn.Sequential)
-        features, last = classifier[:-1](features), classifier[-1]
+    def own_map(self, network: nn.Module, features: Tensor, first: Tensor, class_ids: Tensor, clamped: bool) -> Tensor:
+        """The larger of the stretched maps of A (`first`) and B, (B, h, w); clamped: without negative weights."""
+        second = network.get_submodule(TWIN)
+        assert isinstance(second, nn.Sequential)
+        hidden, last = second[:-1](self.erase(features, first)), second[-1]
         assert isinstance(last, nn.Conv2d)
         weights = last.weight.flatten(1)[class_ids]  # (B, C); the bias moves the whole map, which stretching undoes
-        return torch.einsum("bc,bchw->bhw", weights.clamp(min=0) if clamped else weights, features)
+        other = torch.einsum("bc,bchw->bhw", weights.clamp(min=0) if clamped else weights, hidden)
+        return torch.maximum(stretched(first), stretched(other))
 
 
 class _UpTo(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from wsol.classifier import Classifier
-from wsol.layout import find_guiding_layer, find_layers
-from wsol.methods.base import TrainingMethod, require_maps
+from wsol.layout import find_guiding_layer
+from wsol.methods.base import TrainingMethod, last_maps, require_maps
 
 
 class ADL(nn.Module):
@@ -60,11 +60,11 @@ class AttentionDropout(TrainingMethod):
     def adapt(self, model: Classifier, side: int) -> Classifier:
         """Hooks on three layers; a layer that two of the strides share has one."""
         network, images = model.network, torch.zeros(1, 3, side, side)
-        target = model.target_layer_name or find_layers(network, model.head_name, torch.randn_like(images))[0]
+        target = last_maps(model, images)
         places = ("stride8:last", "stride16:last")
         names = [find_guiding_layer(network, model.head_name, target, images, place) for place in places]
         for name in dict.fromkeys([*names, target]):
-            require_maps(network, name, images, "adl")
+            require_maps(network, name, images, self.name)
             network.get_submodule(name).register_forward_hook(_After(self.layer()))
         return model
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from wsol.classifier import Classifier, Output, eval_mode
 from wsol.errors import InputError
+from wsol.layout import find_layers
 from wsol.losses import Objective
 
 Forward = Callable[[Tensor, Tensor], Output]  # images (B, 3, H, W), labels (B,) → Output
@@ -86,22 +87,19 @@ def is_frozen(module: nn.Module) -> bool:
     return not any(parameter.requires_grad for parameter in module.parameters())
 
 
+def last_maps(model: Classifier, images: Tensor) -> str:
+    """The target layer of a network, found with images (n, 3, H, W) of its size where it is not known."""
+    return model.target_layer_name or find_layers(model.network, model.head_name, torch.randn_like(images))[0]
+
+
 def require_maps(network: nn.Module, layer: str, images: Tensor, method: str) -> int:
     """The number of channels of a layer's maps (B, C, h, w); InputError if it gives something else."""
-    shapes: list[tuple[int, ...]] = []
-
-    def record(_layer: nn.Module, _inputs: tuple, output: object) -> None:
-        shapes.append(tuple(output.shape) if isinstance(output, Tensor) else ())
-
-    handle = network.get_submodule(layer).register_forward_hook(record)
-    try:
-        with torch.no_grad(), eval_mode(network):
-            network(images)
-    finally:
-        handle.remove()
-    if not shapes or len(shapes[0]) != 4 or shapes[0][2] != shapes[0][3] or shapes[0][1] < 2:
+    with recorded(network, layer) as seen, torch.no_grad(), eval_mode(network):
+        network(images)
+    maps: object = seen.get(layer)  # a layer may give something else than a tensor, or never be reached
+    if not isinstance(maps, Tensor) or maps.dim() != 4 or maps.shape[2] != maps.shape[3] or maps.shape[1] < 2:
         raise InputError(
             f"--wsol_method {method} needs feature maps (B, C, h, w), which {layer} of {type(network).__name__} does "
             "not give; choose another network or method"
         )
-    return shapes[0][1]
+    return maps.shape[1]

@@ -27,22 +27,18 @@ class Chain(nn.Sequential):
         return x
 
 
-def convs(*widths: int, kernel: int = 3) -> list[nn.Module]:
-    """A conv and a ReLU between each two of the widths, sizes kept."""
+def convs(*widths: int) -> list[nn.Module]:
+    """A 3x3 conv and a ReLU between each two of the widths, sizes kept."""
     return [
         layer
         for inputs, outputs in itertools.pairwise(widths)
-        for layer in (nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), nn.ReLU(inplace=True))
+        for layer in (nn.Conv2d(inputs, outputs, kernel_size=3, padding=1), nn.ReLU(inplace=True))
     ]
 
 
 def conv_classifier(inputs: int, hidden: int, classes: int) -> nn.Sequential:
     """Two 3x3 convs with ReLU, and a 1x1 conv to one map per class: (B, inputs, h, w) → (B, classes, h, w)."""
-    layers = [
-        *(nn.Conv2d(inputs, hidden, 3, padding=1), nn.ReLU(), nn.Conv2d(hidden, hidden, 3, padding=1), nn.ReLU()),
-        nn.Conv2d(hidden, classes, kernel_size=1),
-    ]
-    return nn.Sequential(*layers)
+    return nn.Sequential(*convs(inputs, hidden, hidden), nn.Conv2d(hidden, classes, kernel_size=1))
 
 
 def pooled() -> list[tuple[str, nn.Module]]:

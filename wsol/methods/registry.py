@@ -37,14 +37,14 @@ class MethodEntry:
         title: name and source, for --help.
         method: the class, as "module:class".
         options: its hyperparameters.
-        changes_network: it has layers of its own, so a checkpoint only fits a network that was built for it.
+        module: a module that only its networks have, by which a checkpoint tells that it is of them.
     """
 
     name: str
     title: str
     method: str = "wsol.methods.base:TrainingMethod"
     options: tuple[MethodOption, ...] = ()
-    changes_network: bool = False
+    module: str = ""
 
     def __call__(self, values: Mapping[str, Any]) -> TrainingMethod:
         """The method with its options' values, taken from a mapping that may have others; absent: the defaults."""
@@ -72,7 +72,7 @@ METHODS: dict[str, MethodEntry] = {
             "erased",
             "wsol.methods.acol:AdversarialComplementaryLearning",
             (MethodOption("acol_threshold", 0.7, "share", "ACoL: erasing threshold"),),
-            changes_network=True,
+            module="classifier_B",
         ),
         MethodEntry(
             "spg",
@@ -86,7 +86,7 @@ METHODS: dict[str, MethodEntry] = {
                 for level, high, low in ((1, 0.7, 0.01), (2, 0.5, 0.05), (3, 0.7, 0.1))
                 for kind, word, default in (("h", "high", high), ("l", "low", low))
             ),
-            changes_network=True,
+            module="SPG_B_shared",
         ),
         MethodEntry(
             "adl",
@@ -96,7 +96,6 @@ METHODS: dict[str, MethodEntry] = {
                 MethodOption("adl_drop_rate", 0.75, "share", "ADL: probability of the drop mask"),
                 MethodOption("adl_threshold", 0.9, "share", "ADL: drop threshold, relative to the maximum"),
             ),
-            changes_network=True,
         ),
         MethodEntry(
             "cutmix",

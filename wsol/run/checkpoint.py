@@ -23,16 +23,17 @@ from wsol.files import replacing
 from wsol.log import log
 from wsol.losses import OBJECTIVES
 from wsol.methods import METHODS
-from wsol.methods.acol import TWIN
-from wsol.methods.spg import SHARED
 from wsol.tensor_files import load, shared_wrappers
 
+SUFFIX = "_checkpoint.pth.tar"
 _BUILD_SETTINGS = (
-    *("architecture", "model_structure", "wsol_method", "classifier_form", "last_layer"),
+    "architecture",
+    "model_structure",
+    "wsol_method",
+    "classifier_form",
+    "last_layer",
     "large_feature_map",
 )
-_METHOD_OF_MODULE = {TWIN: "acol", SHARED: "spg"}
-SUFFIX = "_checkpoint.pth.tar"
 # What the fields that are read must be, where a checkpoint has them.
 _FIELDS = {
     "architecture": TEXT,
@@ -107,17 +108,10 @@ class Checkpoint:
     @property
     def build_settings(self) -> dict[str, Any]:
         """The settings that rebuild the model, by name; checkpoints of other projects have few of them, or none."""
-        return {key: self.content[key] for key in _BUILD_SETTINGS if self.content.get(key) is not None} | (
-            {} if self._method is None else {"wsol_method": self._method}
-        )
-
-    @property
-    def _method(self) -> str | None:
-        """The training method of a checkpoint that does not name it, as far as the names of its layers tell."""
-        if "wsol_method" in self.content:
-            return None
         modules = {name.split(".")[0] for name in self.tensors}
-        return next((method for module, method in _METHOD_OF_MODULE.items() if module in modules), None)
+        # Those of wsolevaluation do not name their training method, but the names of their layers may tell.
+        told = [("wsol_method", entry.name) for entry in METHODS.values() if entry.module and entry.module in modules]
+        return dict(told) | {key: self.content[key] for key in _BUILD_SETTINGS if self.content.get(key) is not None}
 
     @property
     def branch(self) -> dict[str, Any] | None:
