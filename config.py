@@ -49,6 +49,7 @@ from wsol.run.flag_types import (
     share,
     size,
 )
+from wsol.run.idle import idle_settings
 from wsol.run.presets import EVALUATION_PRESET, PRESETS, preset_defaults
 
 DEFAULT_ARCHITECTURE = "efficientnet_lite0"
@@ -170,8 +171,9 @@ _MAIN_SETTINGS = (
     _flag("override_cache", "replace an existing run folder of that name", group=_RUN, scope=COMMAND_LINE),
     _flag("resume", "continue an interrupted run", group=_RUN, scope=COMMAND_LINE),
     _flag("eval_only", "evaluate a checkpoint of an existing run, without training", group=_RUN, scope=COMMAND_LINE),
-    Setting("eval_checkpoint_type", "checkpoint to evaluate: last, best, or any PREFIX of "
-            "PREFIX_checkpoint.pth.tar in the run folder", "last", group=_RUN, metavar="PREFIX", scope=THIS_CALL),
+    Setting("eval_checkpoint_type", "checkpoint to evaluate, with --eval_only or after training: last, best, or any "
+            "PREFIX of PREFIX_checkpoint.pth.tar in the run folder", "last", group=_RUN, metavar="PREFIX",
+            scope=THIS_CALL),
     _flag("train_only", "train, but do not evaluate on the test split", group=_RUN, scope=THIS_CALL,
           bears_on=NOTHING),
     _flag("dry_run", "print the settings and the numbers of parameters and images, then stop",
@@ -239,7 +241,8 @@ _MAIN_SETTINGS = (
             "with --ft_ckpt, with any of the three, or without a val split)", choices=("given", "val"), group=_NETWORK,
             scope=FIXED, follows=("model_structure", "ft_ckpt", "branch_weights", "branch_lambda", "branch_mu", "c2",
                                   "unfreeze_layer", "epochs"), bears_on=TRAINING),
-    _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do", True,
+    _flag("init_weight", "accepted for old commands; new layers always start as wsolevaluation's do, and FALSE has no "
+          "effect", True,
           group=_NETWORK, bears_on=TRAINING),
     # ------------------------------------------------------------- training
     Setting("wsol_method", "training method. " + ". ".join(f"{name}: {entry.title}" for name, entry in METHODS.items()),
@@ -276,10 +279,12 @@ _MAIN_SETTINGS = (
     _flag("t2", "add sigmoid_clamped to --heads", group=_MAPS),
     Setting("cam_target", "class whose map is evaluated: the true one, or the softmax head's prediction", "gt",
             choices=("gt", "pred"), group=_MAPS),
-    _flag("box_v2_metric", "FALSE: choose the best checkpoint by MaxBoxAcc (V1) instead of MaxBoxAccV2", True,
-          group=_MAPS),
-    _flag("multi_contour_eval", "FALSE: the same as --box_v2_metric FALSE", True, group=_MAPS),
-    _flag("multi_iou_eval", "FALSE: the same as --box_v2_metric FALSE", True, group=_MAPS),
+    _flag("box_v2_metric", "the box accuracy that a run is judged by, on val to choose checkpoints and settings and "
+          "in the table: MaxBoxAccV2, or (FALSE) MaxBoxAcc, which is V1", True, group=_MAPS),
+    _flag("multi_contour_eval", "one half of that choice: the boxes of all contours count, or (FALSE) that of the "
+          "largest (default: --box_v2_metric)", None, group=_MAPS, follows=("box_v2_metric",)),
+    _flag("multi_iou_eval", "the other half: the mean over the IoU thresholds, or (FALSE) the threshold 50 (default: "
+          "--box_v2_metric)", None, group=_MAPS, follows=("box_v2_metric",)),
     Setting("normalization", "how a resized map is brought to [0, 1]. minmax; max: negatives cut, divided by the "
             "maximum; pas: minimum subtracted, divided by a quantile, cut at 1; ivr: a quantile subtracted, negatives "
             "cut, divided by the maximum", "minmax", choices=tuple(NORMALIZATIONS), group=_MAPS),
@@ -460,8 +465,6 @@ def parse_evaluation_args(argv: list[str] | None = None) -> munch.Munch:
     given = vars(make_parser(EVALUATION).parse_args(argv))
     config = munch.Munch(_defaults(EVALUATION) | (EVALUATION_PRESET if given.get("preset") else {}) | given)
     plain_name("--dataset_name", config.dataset_name)
-    if not config.multi_iou_eval and 50 not in config.iou_threshold_list:
-        raise InputError("--multi_iou_eval FALSE needs the IoU threshold 50, which --iou_threshold_list lacks")
     if config.val_scoremap_root and config.split != "test":
         raise InputError(f"--val_scoremap_root chooses thresholds for the test split, not for --split {config.split}")
     if config.out and not Path(config.out).absolute().parent.is_dir():
@@ -652,6 +655,8 @@ def complete(values: Mapping[str, Any], given: Collection[str]) -> munch.Munch:
         "augment": dataset_info(config.dataset_name).augment,
         "methods": [config.method] if config.method else list(DEFAULT_METHODS),
         "heads": default_heads(b2),
+        "multi_contour_eval": config.box_v2_metric,
+        "multi_iou_eval": config.box_v2_metric,
         "wandb": bool(config.project or config.wandb_name),
     }
     for key, value in following.items():
@@ -756,6 +761,7 @@ def _check(config: munch.Munch) -> None:
         raise InputError("--resume, --eval_only and --override_cache exclude each other")
     if config.pretrained_path and not config.pretrained:
         raise InputError("--pretrained_path names ImageNet weights and --pretrained FALSE wants none; leave one out")
+    _check_evaluated(config)
     if config.eval_only and config.train_only:
         raise InputError("--eval_only and --train_only exclude each other")
     if config.normalization_quantile is not None and NORMALIZATIONS[config.normalization].quantile is None:
@@ -772,6 +778,20 @@ def _check(config: munch.Munch) -> None:
     if config.experiment_name is not None:
         plain_name("--experiment_name", config.experiment_name)
     _check_gpus(config.gpus)
+
+
+def _check_evaluated(config: munch.Munch) -> None:
+    """InputError if a run is to train, and then evaluate a checkpoint that it will not keep."""
+    wanted = config.eval_checkpoint_type
+    if config.eval_only or config.train_only or wanted == "last" or (wanted == "best" and config.epochs):
+        return
+    every = config.save_every
+    if not every or wanted not in map(str, range(every, config.epochs + 1, every)):
+        keeps = "last" if not config.epochs else "last, best" + (f" and every {every}th epoch" if every else "")
+        raise InputError(
+            f"--eval_checkpoint_type {shortened(wanted)}: a run of {config.epochs} epochs with --save_every {every} "
+            f"does not keep that checkpoint; it keeps {keeps}"
+        )
 
 
 def _check_names(flag: str, values: Sequence[str], known: Iterable[str]) -> None:
@@ -801,14 +821,14 @@ def branch_setting(config: munch.Munch) -> BranchSetting:
     return BranchSetting(config.branch_weights, config.branch_lambda, config.branch_mu)
 
 
-def idle_options(config: munch.Munch) -> dict[str, str]:
-    """{name: its method} of the options that were given for another method than --wsol_method."""
-    return {
-        option.name: entry.name
-        for entry in METHODS.values()
-        for option in entry.options
-        if entry.name != config.wsol_method and option.name in config.given
-    }
+def idle(config: munch.Munch) -> dict[str, str]:
+    """{name: why it has no effect} of the settings that were given, other than their defaults, in vain."""
+    values = {key: value for key, value in config.items() if key != "given"}
+
+    def default(name: str) -> Any:
+        return complete({key: value for key, value in values.items() if key != name}, ())[name]
+
+    return {name: reason for name, reason in idle_settings(config).items() if config[name] != default(name)}
 
 
 def splits_needed(config: munch.Munch) -> tuple[str, ...]:

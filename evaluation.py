@@ -85,6 +85,10 @@ def evaluate_wsol(
 ) -> float:
     """The one number of wsolevaluation for a folder of saved maps, in percent; see Localization.performance.
 
+    Args:
+        multi_contour_eval: False: only the box of the largest contour counts.
+        multi_iou_eval: False: the accuracy at IoU threshold 50 instead of the average.
+
     Raises InputError, a ValueError: see read_evaluated_split, find_variants and evaluate_saved; or the folder has the
     maps of several variants.
     """
@@ -98,10 +102,11 @@ def evaluate_wsol(
         workers=workers,
         interval=cam_curve_interval,
         iou_thresholds=iou_threshold_list,
+        judged_by=(multi_contour_eval, multi_iou_eval),
         center=False,
     )
     (localization,) = evaluation.rows.values()
-    return localization.performance(multi_contour_eval, multi_iou_eval)
+    return localization.performance()
 
 
 # --------------------------------------------------------------------------- the command
@@ -118,13 +123,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "iou_thresholds": args.iou_threshold_list,
         "loc_threshold": args.loc_threshold,
         "gt_boxes": args.gt_boxes,
+        "judged_by": (args.multi_contour_eval, args.multi_iou_eval),
     }
     maps, val_maps = find_saved(args)
     evaluation = evaluate_saved(*maps, **settings)
     val = None if val_maps is None else evaluate_saved(*val_maps, center=False, **settings)
     metrics = evaluation.compute(val)
-    for row, localization in zip(metrics["rows"], evaluation.rows.values(), strict=True):
-        row["localization"] = localization.performance(args.multi_contour_eval, args.multi_iou_eval)
     results = {
         "schema": SCHEMA,
         "dataset": args.dataset_name,

@@ -22,7 +22,7 @@ from config import (
     continue_run,
     extractor_options,
     gpu_indices,
-    idle_options,
+    idle,
     parse_args,
     saved_settings,
     splits_needed,
@@ -75,7 +75,7 @@ from wsol.evaluation.split import Evaluation
 from wsol.log import log, log_to, start_log
 from wsol.losses import OBJECTIVES
 from wsol.methods import METHODS
-from wsol.metrics.box_metrics import CONTOURS
+from wsol.metrics.box_metrics import CONTOURS, HEADLINES
 from wsol.metrics.measures import COST
 from wsol.run import checkpoint as checkpoints
 from wsol.run import figures, report, tables
@@ -121,6 +121,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
         model, branch = train(config, data, model, checkpoint, sources, run, device, wandb)
+        if not config.train_only and config.eval_checkpoint_type != "last":
+            take_weights(model, Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type)), sources)
     if not config.train_only:
         measured = measure(config, data, model, class_names, branch, sources, run, device)
         results = measured.results
@@ -161,8 +163,8 @@ def configure(argv: list[str] | None) -> tuple[Any, RunFolder, Checkpoint | None
     config.classifier_form = resolve_form(
         config.architecture, config.classifier_form, config.methods, checkpoint, method=config.wsol_method
     )
-    for name, method in idle_options(config).items():
-        log.info("--%s has no effect: it is for --wsol_method %s, not %s", name, method, config.wsol_method)
+    for name, reason in idle(config).items():
+        log.info("--%s has no effect: %s", name, reason)
     if checkpoint is not None and checkpoint.role == "resume":
         check_resumed(config, own, checkpoint, run)
     return config, run, checkpoint
@@ -526,6 +528,13 @@ def train(
     return model, branch
 
 
+def take_weights(model: Classifier, checkpoint: Checkpoint, sources: dict[str, Any]) -> None:
+    """Go back to an earlier checkpoint of the training that just ended, to evaluate it."""
+    model.load_published(checkpoint.tensors, checkpoint.path, branch=model.sigmoid_head is not None)
+    sources["training"] = checkpoint.content["training"]
+    log.info("evaluating %s, after epoch %d", checkpoint.path, checkpoint.content["epoch"])
+
+
 def new_trainer(config: Any, data: WsolData, device: torch.device, augment: str) -> Trainer:
     """What trains on the images of the train split."""
     return Trainer(
@@ -655,9 +664,13 @@ def explaining_head(config: Any) -> str:
 
 
 def val_criterion(config: Any, data: WsolData) -> str:
-    """The figure of the val split that chooses between checkpoints and between settings: its key in a row's metrics."""
-    v2 = config.box_v2_metric and config.multi_contour_eval and config.multi_iou_eval
-    return "pxap" if data.splits["val"].boxes is None else "maxboxacc_v2" if v2 else "maxboxacc_v1"
+    """The name of the figure of the val split that chooses between checkpoints and between settings."""
+    return headline(config, data.splits["val"])
+
+
+def headline(config: Any, metadata: SplitMetadata) -> str:
+    """The name of the figure that a run is judged by; see `HEADLINES`."""
+    return "pxap" if metadata.boxes is None else HEADLINES[config.multi_contour_eval, config.multi_iou_eval]
 
 
 def val_figures(
@@ -669,8 +682,7 @@ def val_figures(
     loader = image_loader(config, data, "val")
     for batch in new_scoremaps(config, extractor, loader, device, "choose on val"):
         evaluation.update(batch, load_ground_truth(evaluation.metadata, batch.indices))
-    criterion = val_criterion(config, data)
-    return [row[criterion] for row in evaluation.compute()["rows"]]
+    return [row["localization"] for row in evaluation.compute()["rows"]]
 
 
 def validation(
@@ -697,7 +709,7 @@ def validation(
         metrics = evaluation.compute()
         (row,) = metrics["rows"]
         figures = {"loss": loss / metrics["num_images"], "top1": metrics["classification"]["top1"]}
-        return figures | ({criterion: row[criterion]} if criterion in row else {})
+        return figures | ({criterion: row["localization"]} if "localization" in row else {})
 
     return validate, criterion
 
@@ -735,6 +747,7 @@ def new_evaluation(config: Any, metadata: SplitMetadata, rows: Sequence[Variant]
         iou_thresholds=config.iou_threshold_list,
         loc_threshold=config.loc_threshold,
         gt_boxes=config.gt_boxes,
+        judged_by=(config.multi_contour_eval, config.multi_iou_eval),
         **more,
     )
 
@@ -834,6 +847,7 @@ def measure(
         "weights": checksum(model.published_state_dict()),
         **sources,
         "versions": versions(),
+        "localization": headline(config, test),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         "intervals": intervals,
         **({} if choice is None else {"affinity": choice}),

@@ -179,7 +179,7 @@ def evaluate_saved(
     Args:
         files: the maps of each variant in the order of the images, see `find_variants`.
         workers: processes, 0 for this one alone; the numbers do not depend on it.
-        settings: of Evaluation: interval, iou_thresholds, loc_threshold, gt_boxes, center.
+        settings: of Evaluation: interval, iou_thresholds, loc_threshold, gt_boxes, judged_by, center.
 
     Raises:
         InputError: a file is not a 224 x 224 array in [0, 1].

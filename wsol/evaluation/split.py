@@ -17,7 +17,7 @@ from wsol.evaluation.ground_truth import GroundTruth
 from wsol.evaluation.per_image import PerImage, RowOutcomes
 from wsol.log import log
 from wsol.metrics import BoxAccuracy, PixelAveragePrecision, center_gaussian
-from wsol.metrics.box_metrics import with_gt_boxes
+from wsol.metrics.box_metrics import V1_IOU, with_gt_boxes
 from wsol.metrics.records import MAX_PIXEL_IMAGES
 
 
@@ -29,6 +29,7 @@ class Localization:
         interval, iou_thresholds, loc_threshold: see BoxAccuracy.
         gt_boxes: "first": GT-Loc, Top-1 and Top-5 Loc use an image's first ground-truth box only, as Dual-CAM's code
             does. MaxBoxAcc (V1, too) uses any box all the same.
+        judged_by: (multi_contour_eval, multi_iou_eval), which make the figure `localization`; see `performance`.
         record: keep what happened to each image, for `outcomes`.
     """
 
@@ -40,6 +41,7 @@ class Localization:
         iou_thresholds: Sequence[int],
         loc_threshold: float,
         gt_boxes: str = "any",
+        judged_by: tuple[bool, bool] = (True, True),
         record: bool = False,
     ):
         def box_accuracy() -> BoxAccuracy:
@@ -48,6 +50,7 @@ class Localization:
         self.boxes = box_accuracy() if metadata.boxes is not None else None
         self.first_box = box_accuracy() if metadata.boxes is not None and gt_boxes == "first" else None
         self.pixels = PixelAveragePrecision(interval, record=record) if metadata.masks is not None else None
+        self.judged_by = judged_by
         self.num_degenerate = 0
 
     def update(self, maps: NDArray[np.floating], truth: GroundTruth, correct: Mapping[str, NDArray[np.bool_]]) -> None:
@@ -75,18 +78,17 @@ class Localization:
                 getattr(self, name).merge(getattr(other, name))
         self.num_degenerate += other.num_degenerate
 
-    def performance(self, multi_contour_eval: bool = True, multi_iou_eval: bool = True) -> float:
-        """The one number, in percent, that wsolevaluation's evaluate_wsol returns.
+    def performance(self) -> float:
+        """The one number, in percent, that wsolevaluation's evaluate_wsol returns, by `judged_by`.
 
-        Boxes: the accuracy at the best threshold tau, averaged over the IoU thresholds. Masks alone: PxAP.
-
-        Args:
-            multi_contour_eval: False: only the box of the largest contour counts.
-            multi_iou_eval: False: the accuracy at IoU threshold 50 instead of the average.
+        Boxes: the accuracy at the best threshold tau of all contours' boxes or of the largest one's, averaged over the
+        IoU thresholds or at 50. Masks alone: PxAP.
         """
         if self.boxes is not None:
-            curves = self.boxes.curve("multi" if multi_contour_eval else "single")["maxboxacc"]
-            return float(np.mean([curve.max() for curve in curves.values()]) if multi_iou_eval else curves[50].max())
+            multi_contour, multi_iou = self.judged_by
+            contours, deltas = "multi" if multi_contour else "single", None if multi_iou else [V1_IOU]
+            curves = self.boxes.curve(contours, deltas)["maxboxacc"].values()
+            return float(np.mean([curve.max() for curve in curves]))
         assert self.pixels is not None, "an evaluated split has boxes or masks"
         return self.pixels.compute()["pxap"]
 
@@ -101,7 +103,7 @@ class Localization:
             metrics = with_gt_boxes(metrics, of_first) | {"tau": tau}
         if self.pixels is not None and self.pixels.has_foreground:
             metrics |= self.pixels.compute()
-        return metrics
+        return metrics and {"localization": self.performance()} | metrics
 
     def outcomes(self, order: NDArray[np.int64], tau: Mapping[str, Any]) -> RowOutcomes:
         """What happened to each image.
@@ -129,6 +131,7 @@ class Evaluation:
         variants: those to expect in every batch.
         interval, iou_thresholds, loc_threshold, gt_boxes: see the flags `--cam_curve_interval`,
             `--iou_threshold_list`, `--loc_threshold`, `--gt_boxes`.
+        judged_by: see Localization.
         keep: indices of images whose maps are kept in `examples`, for figures.
         center: measure the centre baseline as well.
         record: keep what happened to each image, for `per_image`.
@@ -143,6 +146,7 @@ class Evaluation:
         iou_thresholds: Sequence[int] = (30, 50, 70),
         loc_threshold: float = 0.2,
         gt_boxes: str = "any",
+        judged_by: tuple[bool, bool] = (True, True),
         keep: Sequence[int] = (),
         center: bool = True,
         record: bool = False,
@@ -154,6 +158,7 @@ class Evaluation:
                 iou_thresholds=iou_thresholds,
                 loc_threshold=loc_threshold,
                 gt_boxes=gt_boxes,
+                judged_by=judged_by,
                 record=record,
             )
 

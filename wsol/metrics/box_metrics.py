@@ -45,6 +45,21 @@ BOX_METRICS = {
     "gt_loc_val": BoxMetric("single", "val"),
     "top1_loc_val": BoxMetric("top1", "val"),
 }
+# What `--multi_contour_eval` and `--multi_iou_eval` make of box accuracy: (all contours, mean over IoU thresholds; else
+# the largest contour, at IoU 50) → the name of the figure that a run is judged by; and how tables call it.
+HEADLINES = {
+    (True, True): "maxboxacc_v2",
+    (False, False): "maxboxacc_v1",
+    (True, False): "maxboxacc_50",
+    (False, True): "maxboxacc_single",
+}
+HEADLINE_TITLES = {
+    "maxboxacc_v2": "MaxBoxAccV2",
+    "maxboxacc_v1": "MaxBoxAcc",
+    "maxboxacc_50": "MaxBoxAcc (all contours)",
+    "maxboxacc_single": "MaxBoxAccV2 (largest contour)",
+    "pxap": "PxAP",
+}
 CONTOURS = {key: metric.contours for key, metric in BOX_METRICS.items()}
 GT_BOXES_KEYS = tuple(key for key, metric in BOX_METRICS.items() if metric.uses_gt_boxes)
 # Shares of right images. The rest, maxboxacc_v2, is a mean of several shares, of which an image may have a part.

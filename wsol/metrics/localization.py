@@ -175,10 +175,11 @@ class BoxAccuracy(CountingMetric):
         tau = _map_leaves(lambda column: float(self._columns[column[0]]), columns)
         return _map_leaves(lambda values: float(values[0]), metrics) | {"tau": tau}
 
-    def curve(self, contours: str = "multi") -> dict[str, Any]:
+    def curve(self, contours: str = "multi", iou_thresholds: Sequence[float] | None = None) -> dict[str, Any]:
         """Box accuracy over threshold: `tau` (T,) and `maxboxacc` {delta: (T,) per cent}.
 
-        `contours`: "multi", the best box of all contours, or "single", the largest contour's.
+        `contours`: "multi", the best box of all contours, or "single", the largest contour's. `iou_thresholds`: the
+        delta, of the metric's own (the default) and 50.
         Raises ValueError when nothing was added.
         """
         total = self.over_processes()
@@ -186,7 +187,7 @@ class BoxAccuracy(CountingMetric):
         shares = per_cent(total._counts[contours][None, :, :-1], total._counts["images"][None])[0]  # (D, T)
         return {
             "tau": self.taus.copy(),
-            "maxboxacc": {delta: shares[self._deltas.index(delta)] for delta in self.iou_thresholds},
+            "maxboxacc": {delta: shares[self._deltas.index(delta)] for delta in iou_thresholds or self.iou_thresholds},
         }
 
     def _count(self, ious: Sequence[BestIoU], top1: np.ndarray | None, top5: np.ndarray | None) -> None:

@@ -25,8 +25,8 @@ _COMMON: dict[str, Any] = {
     "refine": ["none"],
 }
 PRESETS: dict[str, dict[str, Any]] = {
-    # Its maps are those of CAM; it measures the best checkpoint on val.
-    "wsolevaluation": _COMMON | {"methods": ["cam"], "root": "train_log", "eval_checkpoint_type": "best"},
+    # Its maps are those of CAM.
+    "wsolevaluation": _COMMON | {"methods": ["cam"], "root": "train_log"},
     # It keeps the checkpoint of every epoch, and looks at the first box of an image only.
     "dualcam": _COMMON | {"methods": ["gradcam"], "save_every": 1, "gt_boxes": "first"},
 }

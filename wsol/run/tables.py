@@ -8,6 +8,7 @@ from typing import Any
 from tabulate import tabulate
 
 from wsol.cam import Variant
+from wsol.metrics.box_metrics import HEADLINE_TITLES
 
 # results.json key → heading, in the order of the table.
 _COLUMNS = {
@@ -100,15 +101,19 @@ def results_table(results: dict[str, Any]) -> str:
     images, for rows that have an `interval`. Columns of a threshold that is best on test are marked.
     """
     rows = results["rows"]
-    shown = [key for key in _COLUMNS if any(key in row for row in rows)]
+    titles = dict(_COLUMNS)
+    judged_by = results.get("localization", "maxboxacc_v2")
+    if judged_by not in _COLUMNS:  # a figure of its own, as --multi_* and --box_v2_metric chose
+        titles = {"localization": HEADLINE_TITLES[judged_by]} | titles
+    shown = [key for key in titles if any(key in row for row in rows)]
     iou_keys = list(rows[0].get("maxboxacc", {})) if rows else []
     with_interval = [key for key in _COMPARED if any(key in row.get("interval", {}) for row in rows)]
     headings = ["method", "head"]
     for key in shown:
-        best_on_test = key == "maxboxacc_v2"
-        headings.append(_COLUMNS[key] + _BEST_ON_TEST * best_on_test)
+        best_on_test = key in ("localization", "maxboxacc_v2")
+        headings.append(titles[key] + _BEST_ON_TEST * best_on_test)
         headings += ["95 %"] * (key in with_interval) + ["Δ"] * (key in _COMPARED)
-        headings += [f"@{iou}{_BEST_ON_TEST}" for iou in iou_keys] if best_on_test else []
+        headings += [f"@{iou}{_BEST_ON_TEST}" for iou in iou_keys] if key == "maxboxacc_v2" else []
     by_variant = {Variant.from_record(row): row for row in rows}
     lines: list[list[str]] = []
     previous = None
@@ -174,7 +179,7 @@ def affinity_table(affinity: dict[str, Any]) -> str:
 
 
 def _criterion_on_val(choice: dict[str, Any]) -> str:
-    return (_COLUMNS | {"maxboxacc_v1": "MaxBoxAcc"})[choice["criterion"]] + " on val"
+    return HEADLINE_TITLES[choice["criterion"]] + " on val"
 
 
 def _figure_and_choice(choice: dict[str, Any], candidate: dict[str, Any]) -> list[str]:
