@@ -48,6 +48,7 @@ from wsol.run.flag_types import (
     resamples,
     share,
     size,
+    stages,
 )
 from wsol.run.idle import idle_settings
 from wsol.run.presets import EVALUATION_PRESET, PRESETS, preset_defaults
@@ -317,6 +318,13 @@ _MAIN_SETTINGS = (
     Setting("scales", "views of each image whose maps are added: it is scaled by each of these numbers", [1.0], numbers,
             metavar="X,Y,...", group=_MAPS, commands=_BOTH),
     _flag("flip", "further views: each of them mirrored left to right", group=_MAPS, commands=_BOTH),
+    _flag("eigen_smooth", "maps are the first principal component of what the channels add, not their sum (grad-cam)",
+          group=_MAPS, commands=_BOTH),
+    _flag("aug_smooth", "maps are the mean over six views of each image, mirrored or not and at 0.9, 1 and 1.1 times "
+          "its values, each stretched to [0, 1] (grad-cam)", group=_MAPS, commands=_BOTH),
+    Setting("cam_levels", "stages that methods of several stages (refinecam) read: 0 is the last one, 1 the one "
+            "before, ... (default: 0,1, or 0 if there is only one)", None, stages, metavar="N,M,...", group=_MAPS,
+            commands=_BOTH),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH, bears_on=NOTHING),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of MaxBoxAccV2 and PxAP; 0 leaves these "
@@ -375,6 +383,12 @@ _INFERENCE_SETTINGS = (
             metavar="FILE"),
     Setting("class", "the class to explain (default: the softmax head's prediction for each picture)",
             metavar="NAME_OR_INDEX"),
+    Setting("explain_channels", "also draw the N channels that add most to each map of weighted channels", 0,
+            number(int, 0, 100), metavar="N"),
+    Setting("concepts", "also draw N parts that the target layer tells apart in each picture (deep feature "
+            "factorization), each with the classes that it speaks for", 0, number(int, 0, 30), metavar="N"),
+    _flag("guided_backprop", "also draw guided backpropagation, and its product with Grad-CAM's map (networks of "
+          "ReLUs)"),
     _flag("save_npy", "write raw maps, too: signed, at the target layer's resolution"),
     _flag("override_cache", "replace files of an earlier call in DIR; other files are never touched"),
     _flag("skip_bad_images", "leave out pictures that cannot be read; each is named"),
@@ -496,8 +510,7 @@ def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
     _check_names("refine", config.refine, REFINEMENTS)
     config.refined_methods = config.refined_methods or config.methods
     _check_names("refined_methods", config.refined_methods, config.methods)
-    if not config.scales:
-        raise InputError("--scales is empty; 1 is the image as it is")
+    _check_views(config)
     _check_gpus(config.gpus)
     return config
 
@@ -698,12 +711,13 @@ def affinity_of(config: munch.Munch) -> Affinity:
 
 def extractor_options(config: munch.Munch) -> dict[str, Any]:
     """Keyword arguments of CamExtractor: the settings of the refinement and of methods."""
-    return {"affinity": affinity_of(config)} | {name: config[name] for name in ("perturb_batch", *cam_options())}
+    same_name = ("perturb_batch", "eigen_smooth", *cam_options())
+    return {"affinity": affinity_of(config), "levels": config.cam_levels} | {name: config[name] for name in same_name}
 
 
 def view_options(config: munch.Munch) -> dict[str, Any]:
     """Keyword arguments of CamExtractor: the views of each image."""
-    return {"scales": config.scales, "flip": config.flip}
+    return {"scales": config.scales, "flip": config.flip, "aug_smooth": config.aug_smooth}
 
 
 def default_heads(dual: bool) -> list[str]:
@@ -717,8 +731,7 @@ def _check(config: munch.Munch) -> None:
     _check_names("refine", config.refine, REFINEMENTS)
     if config.refined_methods:
         _check_names("refined_methods", config.refined_methods, config.methods)
-    if not config.scales:
-        raise InputError("--scales is empty; 1 is the image as it is")
+    _check_views(config)
     if config.fidelity:
         _check_names("fidelity", config.fidelity, MEASURES)
     _check_names("figure_format", config.figure_format, FIGURE_FORMATS)
@@ -792,6 +805,13 @@ def _check_evaluated(config: munch.Munch) -> None:
             f"--eval_checkpoint_type {shortened(wanted)}: a run of {config.epochs} epochs with --save_every {every} "
             f"does not keep that checkpoint; it keeps {keeps}"
         )
+
+
+def _check_views(config: munch.Munch) -> None:
+    if not config.scales:
+        raise InputError("--scales is empty; 1 is the image as it is")
+    if config.aug_smooth and (config.flip or config.scales != [1]):
+        raise InputError("--aug_smooth has views of its own; leave out --scales and --flip")
 
 
 def _check_names(flag: str, values: Sequence[str], known: Iterable[str]) -> None:

@@ -7,7 +7,8 @@ python inference.py photo.jpg --out maps --architecture resnet50 --pretrained_pa
 
 For each picture it prints the five most likely classes and writes, under the picture's name, `DIR/grid/` (a comparison
 of all maps), `DIR/<method>_<head>[_clamped][_affinity]/` (overlays) and there, with --save_npy, the raw maps: signed
-float32 at the target layer's resolution, or at that of the layer that guides the refinement.
+float32 at the target layer's resolution, or at that of the layer that guides the refinement. --explain_channels,
+--concepts and --guided_backprop add `DIR/channels/<variant>/`, `DIR/concepts/` and `DIR/guided/`.
 
 The network sees the whole picture squeezed to crop_size x crop_size, as in evaluation; maps are stretched back and
 drawn over the picture in its own size and proportions.
@@ -55,6 +56,7 @@ from wsol.geometry import RESOLUTION
 from wsol.log import log, progress, start_log
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.contact_sheet import contact_sheet
+from wsol.run.further_figures import FurtherFigures
 from wsol.run.overlay import jpeg_bytes, overlay
 from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
 from wsol.workers import parallel_loader
@@ -147,7 +149,8 @@ class Explanation(NamedTuple):
     """What is drawn of one picture.
 
     subject: the explained class, in words. classes: (name, probability), most likely first. maps: variant → score map
-    in [0, 1]. raw: variant → raw map. degenerate: variants whose map is constant or not finite.
+    in [0, 1]. raw: variant → raw map. degenerate: variants whose map is constant or not finite. further: folder → a
+    figure for it.
     """
 
     picture: Picture
@@ -156,6 +159,7 @@ class Explanation(NamedTuple):
     maps: Mapping[Variant, NDArray[np.float32]]
     raw: Mapping[Variant, NDArray[np.float32]]
     degenerate: list[Variant]
+    further: Mapping[str, NDArray[np.uint8]]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -170,7 +174,8 @@ def main(argv: list[str] | None = None) -> None:
         class_id = find_class(config["class"], network.class_names, network.synonyms)
     good = readable_pictures(pictures, config.skip_bad_images, config.workers)
     rows = variants(network.methods, network.heads, config.refine, refined_methods=config.refined_methods)
-    check_output(out, good, rows, config.save_npy, config.override_cache)
+    further = FurtherFigures(config, network.model, network.class_names, rows)
+    check_output(out, good, rows, further.folders, config.save_npy, config.override_cache)
 
     command.when_interrupted(f"the pictures drawn so far are in {out}; start again with --override_cache")
     device = select_device(gpu_indices(config.gpus))
@@ -189,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
         **view_options(config),
     )
     with logging_redirect_tqdm([log]), ThreadPoolExecutor(max(config.workers, 1)) as pool:
-        for batch in explain(extractor, loader, good, device, class_id, network.class_names):
+        for batch in explain(extractor, loader, good, device, class_id, network.class_names, further):
             for explanation in batch:
                 report(explanation)
             list(
@@ -255,7 +260,9 @@ def build_network(config: Any) -> Network:
             "the --ckpt of a b2 run"
         )
     methods = usable_methods(model, config)
-    check_map_settings(model, config.crop_size, config.refine, config.affinity_layer, config.scales)
+    check_map_settings(
+        model, config.crop_size, config.refine, config.affinity_layer, config.scales, methods, config.cam_levels
+    )
     return Network(model, architecture, *class_names(model, checkpoint), methods, heads)
 
 
@@ -289,14 +296,20 @@ def class_names(model: Classifier, checkpoint: Checkpoint | None) -> tuple[list[
 
 
 def check_output(
-    out: Path, pictures: Sequence[Picture], rows: Sequence[Variant], save_raw: bool, override: bool
+    out: Path,
+    pictures: Sequence[Picture],
+    rows: Sequence[Variant],
+    further: Sequence[str],
+    save_raw: bool,
+    override: bool,
 ) -> None:
     """InputError if `out` cannot be a folder, or if a file to be written exists and may not be replaced."""
     above = next(path for path in (out, *out.absolute().parents) if path.exists())
     if not above.is_dir():
         raise InputError(f"--out {out}: {above} is a file, not a folder")
     for picture in () if override else pictures:
-        for path in output_paths(out, picture, rows, save_raw):
+        more = [further_path(out, picture, folder) for folder in further]
+        for path in [*output_paths(out, picture, rows, save_raw), *more]:
             if path.exists():
                 raise InputError(
                     f"{path} exists; replace the files of an earlier call with --override_cache, or choose another "
@@ -310,6 +323,11 @@ def output_paths(out: Path, picture: Picture, rows: Sequence[Variant], save_raw:
     return images + [out / str(variant) / f"{picture.stem}.npy" for variant in rows if save_raw]
 
 
+def further_path(out: Path, picture: Picture, folder: str) -> Path:
+    """The file of a further figure."""
+    return out / folder / f"{picture.stem}.jpg"
+
+
 def explain(
     extractor: CamExtractor,
     loader: DataLoader,
@@ -317,6 +335,7 @@ def explain(
     device: torch.device,
     class_id: int | None,
     names: Sequence[str],
+    further: FurtherFigures,
 ) -> Iterator[list[Explanation]]:
     """Explanations, batch by batch, from one forward pass each.
 
@@ -324,25 +343,35 @@ def explain(
         loader: yields (images (B, 3, H, W), indices into pictures).
         class_id: the class to explain; None: the softmax head's prediction.
         names: of all classes.
+        further: what else is drawn.
     """
     with extractor as extract:
         for images, indices in progress(loader, "pictures"):
             class_ids = None if class_id is None else torch.full((len(images),), class_id)
-            raw = extract(to_device(images, device), class_ids)
+            images = to_device(images, device)
+            raw = extract(images, class_ids)
             probabilities, ranked = extract.output.logits.float().cpu().softmax(dim=1).sort(dim=1, descending=True)
             size = tuple(images.shape[-2:])
             finished = {variant: to_scoremaps(maps, variant.method, size) for variant, maps in raw.items()}
             on_cpu = {variant: maps.cpu().numpy() for variant, maps in raw.items()}
             scoremaps = {variant: maps.cpu().numpy() for variant, (maps, _) in finished.items()}
             degenerate = {variant: bad.cpu().numpy() for variant, (_, bad) in finished.items()}
+            subjects = [_subject(of_picture, class_id, names) for of_picture in ranked]
+            explained = ranked[:, 0] if class_ids is None else class_ids
+            draw_further = further.of(extract, images, explained.to(device)) if further.folders else None
             yield [
                 Explanation(
                     pictures[index],
-                    _subject(ranked[i], class_id, names),
+                    subjects[i],
                     [(names[k], float(p)) for k, p in zip(ranked[i, :TOP], probabilities[i, :TOP], strict=True)],
                     {variant: maps[i] for variant, maps in scoremaps.items()},
                     {variant: maps[i] for variant, maps in on_cpu.items()},
                     [variant for variant, bad in degenerate.items() if bad[i]],
+                    {}
+                    if draw_further is None
+                    else draw_further(
+                        i, pictures[index], subjects[i], {variant: maps[i] for variant, maps in scoremaps.items()}
+                    ),
                 )
                 for i, index in enumerate(indices.tolist())
             ]
@@ -368,7 +397,7 @@ def report(explanation: Explanation) -> None:
 def draw(
     explanation: Explanation, heads: Sequence[str], refine: Sequence[str], out: Path, save_raw: bool, colormap: str
 ) -> None:
-    """Write a picture's grid, its overlays and, with `save_raw`, its raw maps.
+    """Write a picture's grid, its overlays, its further figures and, with `save_raw`, its raw maps.
 
     The file is decoded again here: a batch of large photographs would not fit into memory.
     """
@@ -384,6 +413,8 @@ def draw(
         write_file(path, jpeg_bytes(overlay(image, explanation.maps[variant], colormap)))
     for variant, path in zip(rows, others[len(rows) :], strict=False):
         write_file(path, npy_bytes(explanation.raw[variant]))
+    for folder, figure in explanation.further.items():
+        write_file(further_path(out, explanation.picture, folder), jpeg_bytes(figure))
 
 
 def run_from_shell() -> int:

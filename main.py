@@ -303,7 +303,9 @@ def build_network(config: Any, checkpoint: Checkpoint | None, num_classes: int |
         method=METHODS[config.wsol_method](config),
     )
     check_network(model, config.methods, config.crop_size)
-    check_map_settings(model, config.crop_size, config.refine, config.affinity_layer, config.scales)
+    check_map_settings(
+        model, config.crop_size, config.refine, config.affinity_layer, config.scales, config.methods, config.cam_levels
+    )
     if config.branch_mu and not config.eval_only and (reason := why_no_regions(config, model)):
         raise InputError(f"--branch_mu {config.branch_mu:g} does not work here: {reason}")
     return model

@@ -12,6 +12,7 @@ from torch import nn
 
 from wsol import CamExtractor
 from wsol.cam import CAM_METHODS
+from wsol.errors import InputError
 
 peers = pytest.importorskip("pytorch_grad_cam")
 
@@ -28,6 +29,7 @@ PEERS = {
     "gradcamelementwise": peers.GradCAMElementWise,
     "eigencam": peers.EigenCAM,
     "eigengradcam": peers.EigenGradCAM,
+    "segeigencam": peers.SegEigenCAM,
     "kpcacam": KPCA_CAM,
     "scorecam": peers.ScoreCAM,
     "fem": peers.FEM,
@@ -261,3 +263,194 @@ def test_fullgrad_agrees_with_grad_cam():
         expected = peer(images.clone(), [ClassifierOutputTarget(k) for k in LABELS])
     low, high = maps["fullgrad"].amin(dim=(1, 2), keepdim=True), maps["fullgrad"].amax(dim=(1, 2), keepdim=True)
     assert_close((maps["fullgrad"] - low) / (high - low), expected, 1e-3)
+
+
+# ------------------------------------------------------------------- several stages, smoothing, baselines, targets
+
+
+def on_a_picture(seed: int = 0):
+    """A ResNet-18 whose weights are of some size, images, and its two last stages."""
+    torch.manual_seed(seed)
+    model, _, _, images, _ = setting("resnet", torch.float32)
+    return model, torch.randn_like(images), [model.layer4, model.layer3]
+
+
+def finished(maps: torch.Tensor, size) -> np.ndarray:
+    """grad-cam's last step: rectified, resized to the image, stretched to [0, 1]."""
+    maps = F.interpolate(maps.relu()[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = maps.amin(dim=(1, 2), keepdim=True), maps.amax(dim=(1, 2), keepdim=True)
+    return ((maps - low) / (high - low)).numpy()
+
+
+@pytest.mark.parametrize("levels", [(0, 1), (0,), (0, 1, 2)])
+def test_refinecam_agrees_with_grad_cam(levels):
+    """Theirs resizes with OpenCV, in float32."""
+    model, images, stages = on_a_picture()
+    targets = [ClassifierOutputTarget(k) for k in LABELS]
+    stages = [*stages, model.layer2]
+    expected = peers.RefineCAM(model, [stages[level] for level in levels])(images, targets)
+    with CamExtractor(model, ["refinecam"], target_layer="layer4", levels=levels) as extract:
+        maps = extract(images, torch.tensor(LABELS))["refinecam"]
+    assert extract.level_layers == [f"layer{4 - level}" for level in levels]
+    assert maps.shape == (2, *images.shape[2:]) and np.abs(finished(maps, images.shape[2:]) - expected).max() < 2e-3
+
+
+def test_refinecam_is_the_product_of_the_stages():
+    model, images, stages = on_a_picture()
+    product = np.ones((2, *images.shape[2:]))
+    for stage in stages:
+        with CamExtractor(model, ["gradcam++"], target_layer=stage) as extract:
+            product = product * finished(extract(images, torch.tensor(LABELS))["gradcam++"], images.shape[2:])
+    with CamExtractor(model, ["refinecam"], target_layer="layer4") as extract:
+        found = extract(images, torch.tensor(LABELS))["refinecam"]
+    assert np.abs(found.numpy() - product).max() < 1e-5
+
+
+EIGEN_SMOOTHED = ["gradcam", "gradcam++", "xgradcam", "hirescam", "layercam", "gradcamelementwise"]
+
+
+@pytest.mark.parametrize("method", EIGEN_SMOOTHED)
+def test_eigen_smoothing_agrees_with_grad_cam(method):
+    """Up to the sign, which theirs leaves to chance; ours goes with the sum that it replaces."""
+    model, layer, _, images, plain = setting("resnet", torch.float64)
+    peer = PEERS[method](model, [layer])
+    logits = peer.activations_and_grads(images)
+    sum(row[k] for row, k in zip(logits, LABELS, strict=True)).backward()
+    recorded = peer.activations_and_grads
+    activations, gradients = recorded.activations[0].numpy(), recorded.gradients[0].numpy()
+    targets = [ClassifierOutputTarget(k) for k in LABELS]
+    if method == "gradcamelementwise":  # theirs projects before it rectifies
+        expected = None
+    else:
+        expected = peer.get_cam_image(images, layer, targets, activations, gradients, eigen_smooth=True)
+    recorded.activations, recorded.gradients = [], []
+    recorded.release()
+    with CamExtractor(model, [method], target_layer=layer, eigen_smooth=True) as extract:
+        found = extract(images, torch.tensor(LABELS))[method]
+    if expected is not None:
+        assert_close(found, expected, 1e-6, up_to_sign=True)
+    centred = plain[method] - plain[method].mean(dim=(1, 2), keepdim=True)
+    assert ((found * centred).sum(dim=(1, 2)) > 0).all()
+
+
+def test_augmentation_smoothing_agrees_with_grad_cam():
+    """Six views; theirs resizes with OpenCV, in float32."""
+    model, images, _ = on_a_picture()
+    targets = [ClassifierOutputTarget(k) for k in LABELS]
+    with peers.GradCAM(model, [model.layer2[1]]) as peer:
+        expected = peer(images, targets, aug_smooth=True)
+    with CamExtractor(model, ["gradcam"], target_layer="layer2.1", aug_smooth=True) as extract:
+        found = extract(images, torch.tensor(LABELS))["gradcam"]
+    assert found.shape == (2, *images.shape[2:]) and np.abs(found.numpy() - expected).max() < 2e-3
+
+
+def test_sobelcam_agrees_with_grad_cam():
+    """On a smooth picture, where nothing is cut at 255; theirs rounds to whole grey values four times."""
+    from pytorch_grad_cam.sobel_cam import sobel_cam
+
+    y, x = np.mgrid[:60, :80]
+    picture = np.stack([2 * x, 60 + y, 100 + 40 * np.sin(x / 9)], axis=2).round().astype(np.uint8)
+    with CamExtractor(torchvision.models.resnet18(), ["sobelcam"], target_layer="layer4") as extract:
+        found = extract(torch.from_numpy(picture).permute(2, 0, 1)[None].float())["sobelcam"][0]
+    assert np.abs(found.numpy() - sobel_cam(picture)).max() <= 2
+    assert found.shape == (60, 80)
+
+
+def test_randomcam_draws_for_each_image_and_again_the_same():
+    model, images, _ = on_a_picture()
+    with CamExtractor(model, ["randomcam", "eigencam"], target_layer="layer4", heads=["softmax"]) as extract:
+        first = extract(images, torch.tensor(LABELS))
+        (weights,) = extract.weights.values()
+        again = extract(images.flip(0), torch.tensor(LABELS))
+    key = next(key for key in first if key.method == "randomcam")
+    assert torch.equal(first[key], again[key].flip(0))
+    assert weights.shape == (2, 512) and not torch.equal(weights[0], weights[1])
+    assert -1 <= weights.min() < -0.98 and 0.98 < weights.max() <= 1 and abs(weights.mean()) < 0.06
+    activations = extract.activations["randomcam"].flip(0)
+    assert torch.allclose(first[key], torch.einsum("bc,bchw->bhw", weights, activations))
+
+
+def test_other_targets_than_a_logit():
+    """The gradient of each score, by grad-cam where it has the target, else by the score written out."""
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputReST, ClassifierOutputSoftmaxTarget
+
+    from wsol.cam.targets import difference, probability, rest
+
+    model, layer, _, images, _ = setting("resnet", torch.float64)
+    theirs = {
+        probability: [ClassifierOutputSoftmaxTarget(k) for k in LABELS],
+        rest: [ClassifierOutputReST(k) for k in LABELS],
+        difference(3, 0.5): [lambda row, k=k: row[k] - 0.5 * row[3] for k in LABELS],
+    }
+    for target, targets in theirs.items():
+        peer = peers.GradCAM(model, [layer])
+        logits = peer.activations_and_grads(images)
+        sum(score(row) for score, row in zip(targets, logits, strict=True)).backward()
+        recorded = peer.activations_and_grads
+        activations, gradients = recorded.activations[0].numpy(), recorded.gradients[0].numpy()
+        expected = peer.get_cam_image(images, layer, targets, activations, gradients)
+        recorded.activations, recorded.gradients = [], []
+        recorded.release()
+        with CamExtractor(model, ["gradcam"], target_layer=layer, target=target) as extract:
+            assert_close(extract(images, torch.tensor(LABELS))["gradcam"], expected, 1e-6)
+
+
+def test_a_region_of_a_segmentation():
+    """torchvision's FCN: its output is a dict, its logits have places."""
+    from pytorch_grad_cam.utils.model_targets import SemanticSegmentationTarget
+
+    from wsol.cam.targets import region_mean
+
+    torch.manual_seed(0)
+    model = torchvision.models.segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=5).eval()
+    images = torch.randn(2, 3, 64, 96)
+    mask = np.zeros((64, 96), np.float32)
+    mask[10:40, 20:50] = 1
+
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, images):
+            return self.model(images)["out"]
+
+    with peers.GradCAM(Plain(), [model.backbone.layer4]) as peer:
+        expected = peer(images, [SemanticSegmentationTarget(k, mask) for k in (4, 0)])
+    target = region_mean(torch.from_numpy(mask))
+    with CamExtractor(model, ["gradcam"], target_layer="backbone.layer4", target=target) as extract:
+        found = extract(images, [4, 0])["gradcam"]
+        with pytest.raises(InputError, match=r"logits \(2, 5, 64, 96\), so name the class"):
+            extract(images)
+    assert np.abs(finished(found, images.shape[2:]) - expected).max() < 2e-3
+
+
+def test_targets_that_do_not_fit():
+    from wsol.cam.targets import difference, probability, region_mean
+
+    model, images, _ = on_a_picture()
+    with pytest.raises(InputError, match="cam explains a class's logit, not another target; those that can: gradcam"):
+        CamExtractor(model, ["gradcam", "cam"], target=probability)
+    for target, message in (
+        (difference(7), r"difference\(7\): the network has 7 classes"),
+        (region_mean(torch.ones(4, 4)), "for logits"),
+    ):
+        with CamExtractor(model, ["gradcam"], target_layer="layer4", target=target) as extract:
+            with pytest.raises(InputError, match=message):
+                extract(images)
+    logits = torch.zeros(2, 3, 4, 4)
+    for mask, message in ((torch.zeros(4, 4), "empty"), (torch.ones(3, 4, 4), "one for each of 2 images, not 3")):
+        with pytest.raises(InputError, match=message):
+            region_mean(mask)(logits, torch.tensor([0, 1]))
+
+
+def test_levels_that_do_not_exist():
+    model, images, _ = on_a_picture()
+    with CamExtractor(model, ["refinecam"], target_layer="layer4", levels=[0, 9]) as extract:
+        with pytest.raises(InputError, match="ResNet has no level 9; its levels are 0: layer4, 1: layer3, 2: layer2"):
+            extract(images)
+    for levels in ([], [-1]):
+        with pytest.raises(InputError, match="levels must be numbers of stages from 0 on"):
+            CamExtractor(model, ["refinecam"], levels=levels)
+    with pytest.raises(InputError, match="aug_smooth has views of its own"):
+        CamExtractor(model, ["gradcam"], aug_smooth=True, flip=True)

@@ -274,7 +274,7 @@ def test_a_sheet_shows_each_map_once_and_says_where_nothing_was_clamped():
     ]
     image = np.random.randint(0, 256, (120, 200, 3), dtype=np.uint8)
     sheet = contact_sheet.contact_sheet(image, "x" * 500, [("a$b", 0.5), ("ü\n" * 99, 0.1)], maps, heads, [wanted[0]])
-    thumbnail = contact_sheet._thumbnail(image)
+    thumbnail = contact_sheet.thumbnail(image)
     height, width = thumbnail.shape[:2]
     for row, scoremap in maps.items():  # all but the strip at the bottom, where a remark may stand
         cell = overlay(thumbnail, scoremap)[: height - 20]

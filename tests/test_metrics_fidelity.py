@@ -329,7 +329,9 @@ def test_chunks_and_the_output_at_hand_change_nothing(scene):
         == {
             f"{head}/{key}"
             for head in HEADS
-            for key in ("avg_drop", "inc_conf", "avg_gain", "insertion", "deletion", "road")
+            for measure_ in MEASURES.values()
+            if measure_.reads_confidence
+            for key in measure_.figures
         }
     )
     for name in whole:
@@ -478,7 +480,10 @@ def test_fidelity_in_a_run(tmp_path, capsys):
         assert set(row["fidelity"]) == {*HEADS, "pointing", "energy_pointing"}
         for head in HEADS:
             figures = row["fidelity"][head]
-            assert set(figures) == {"avg_drop", "inc_conf", "avg_gain", "insertion", "deletion", "road"}
+            assert set(figures) == {
+                *("avg_drop", "inc_conf", "avg_gain", "insertion", "deletion", "road"),
+                *("insertion_curve", "deletion_curve"),
+            }
             assert all(0 <= figures[key] <= 100 for key in ("avg_drop", "inc_conf", "avg_gain"))
             assert 0 < figures["insertion"] < 1 and 0 < figures["deletion"] < 1 and -1 < figures["road"] < 1
         assert 0 <= row["fidelity"]["pointing"] <= 100 and 0 < row["fidelity"]["energy_pointing"] < 100

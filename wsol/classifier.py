@@ -155,14 +155,19 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def logits_of(output: object) -> Tensor:
-    """The logits (B, K) in a network's output: a tensor, an object with `.logits` (transformers), or {"logits": ...}.
+    """The logits (B, K) in a network's output.
+
+    A tensor, an object with `.logits` (transformers), or a dict with "logits" or "out" (torchvision's segmentation
+    networks, whose logits are (B, K, H, W)).
 
     Raises:
         InputError: the output is none of these.
     """
     if isinstance(output, Tensor):
         return output
-    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    logits = getattr(output, "logits", None)
+    if isinstance(output, Mapping):
+        logits = output.get("logits", output.get("out"))
     if not isinstance(logits, Tensor):
         raise InputError(
             f"the network returns {type(output).__name__} without logits; it must return a tensor (B, K), an object "

@@ -8,9 +8,10 @@ depends on. It takes one forward and one backward pass. `find_guiding_layer` fin
 refinement of maps (wsol/cam/refinement.py). It takes one forward pass.
 """
 
+import itertools
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import NamedTuple
@@ -249,6 +250,65 @@ def find_guiding_layer(network: nn.Module, head: str, target: str, images: Tenso
     if target not in (step.name for step in stage):
         return stage[-1].name
     return _middle_block(stage) or arrival.name
+
+
+def find_stages(network: nn.Module, head: str, target: str, images: Tensor) -> list[str]:
+    """Names of the layers that end the stages of a network: the target layer, then those before its own, last first.
+
+    Where a stage ends is what timm's `feature_info` says, if the network has it; a plain vision transformer has one.
+    Otherwise a stage is made of the layers of one stride before the target layer; and a list of blocks with at least
+    twice the channels of what comes before it, such as a ResNet's `layer4`, is a stage even where they share a stride.
+
+    Args:
+        network: runs once in eval mode, and is left as it was.
+        head, target, images: see `find_guiding_layer`.
+    """
+    steps = {step.name: step for step in _run_through(network, head, images)}
+    if target not in steps:  # a layer that does nothing
+        return [target]
+    before = list(itertools.takewhile(lambda name: name != target, steps))  # they finish before it
+    info = getattr(network, "feature_info", None)
+    info = info if isinstance(info, list) else []
+    if len(info) > 1 and all(entry["module"] in steps for entry in info):
+        if len({entry["reduction"] for entry in info}) == 1:
+            return [target]
+        # The target layer's stage is the one that ends with it or after it; or the last, which it may follow.
+        own = next((n for n, entry in enumerate(info) if entry["module"] not in before), len(info) - 1)
+        return [target, *(entry["module"] for entry in reversed(info[:own]))]
+    ends_of_stages: list[_Step] = []
+    for name in [*_parts_before(network, "", target, steps), target]:
+        step, module = steps[name], network.get_submodule(name)
+        last = ends_of_stages[-1] if ends_of_stages else None
+        same_stride = last is not None and last.shape[1:] == step.shape[1:]
+        if last is not None and same_stride and not (_is_list(module) and step.shape[0] >= 2 * last.shape[0]):
+            ends_of_stages.pop()
+        ends_of_stages.append(step)
+    return [step.name for step in reversed(ends_of_stages)]
+
+
+def _parts_before(network: nn.Module, parent: str, target: str, steps: Mapping[str, _Step]) -> list[str]:
+    """The outermost layers with places before the target layer, in order; containers of several strides are opened."""
+    children = [f"{parent}.{name}" if parent else name for name, _ in network.get_submodule(parent).named_children()]
+    order = {name: number for number, name in enumerate(steps)}
+    parts: list[str] = []
+    for name in sorted((name for name in children if name in steps), key=order.__getitem__):
+        leads_to_target = target == name or target.startswith(f"{name}.")
+        inner = [f"{name}.{child}" for child, _ in network.get_submodule(name).named_children()]
+        strides = {steps[child].shape[1:] for child in inner if child in steps}
+        if target.startswith(f"{name}.") or (
+            isinstance(network.get_submodule(name), nn.Sequential) and len(strides) > 1
+        ):
+            parts += _parts_before(network, name, target, steps)
+        elif not leads_to_target:
+            parts.append(name)
+        if leads_to_target:
+            break
+    return parts
+
+
+def _is_list(module: nn.Module) -> bool:
+    """Whether it is a list of blocks, which have parts themselves."""
+    return isinstance(module, nn.Sequential) and any(True for block in module for _ in block.children())
 
 
 def _run_through(network: nn.Module, head: str, images: Tensor) -> list[_Step]:

@@ -11,16 +11,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wsol.cam.activation import principal_component
 from wsol.cam.affinity import DEFAULT_AFFINITY, Affinity
 from wsol.cam.cost import Meter
 from wsol.cam.forward_pass import ForwardPass, HeadView
 from wsol.cam.refinement import refine_by_affinity, resize_maps
-from wsol.cam.registry import PERTURB_BATCH, cam_options, get_method
+from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options, get_method
+from wsol.cam.scoremap import to_scoremaps
+from wsol.cam.targets import Target, logit
 from wsol.cam.variant import AFFINITY, NO_HEAD, Variant, variants
-from wsol.cam.views import PLAIN, add_views, make_views
+from wsol.cam.views import AUGMENTED, PLAIN, add_views, make_views
 from wsol.classifier import Classifier, Output, eval_mode, find_head, module_name
 from wsol.errors import InputError, nearest
-from wsol.layout import Layout, find_guiding_layer, find_layers, find_layout, is_place
+from wsol.layout import Layout, find_guiding_layer, find_layers, find_layout, find_stages, is_place
 
 
 class _Recorded(NamedTuple):
@@ -67,6 +70,15 @@ class CamExtractor:
             raw maps of all views are brought to the size of the largest one and added (wsol/cam/views.py). Gradients at
             one of P places are multiplied by P over that of the image itself first: behind a mean over the places they
             would otherwise count the less, the larger the view. Logits and predictions are those of the image itself.
+        levels: the stages that refinecam reads: 0 is the target layer, 1 the last layer of the stage before its own,
+            and so on (`find_stages` in wsol/layout.py). None: 0 and 1, or 0 alone where the network has one stage only.
+        target: what is explained, a function of logits and class ids; see wsol/cam/targets.py. By default the class's
+            logit; others are for methods that differentiate it.
+        eigen_smooth: the first principal component of what the channels add takes the place of their sum (grad-cam), in
+            methods that sum over channels.
+        aug_smooth: the mean over six views of each image, mirrored or not and multiplied by 0.9, 1 and 1.1, of the maps
+            rectified, resized to the image and stretched to [0, 1] (grad-cam). Maps are then as large as the image and
+            not signed.
         perturb_batch: number of perturbed inputs in one forward pass (scorecam, ablationcam; images in fullgrad).
         meter: adds up what the forward pass, each method and the refinement ("affinity") cost, without waiting for the
             device.
@@ -75,6 +87,9 @@ class CamExtractor:
     Attributes:
         output: the Output (logits of all heads) of the last call.
         activations: method → activations (B, C, h, w) of the layer that it reads, in the last call.
+        weights: variant → channel weights (B, C) of the last call, of the image itself, for methods that have them.
+        level_layers: dotted names of the stages that methods read; empty until the first images have come, and if no
+            method reads any.
         guiding_layers: refinement → dotted name of its guiding layer; empty until the first images have come.
     """
 
@@ -90,6 +105,10 @@ class CamExtractor:
         affinity: Affinity | Mapping[str, Affinity] = DEFAULT_AFFINITY,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
+        levels: Sequence[int] | None = None,
+        target: Target = logit,
+        eigen_smooth: bool = False,
+        aug_smooth: bool = False,
         perturb_batch: int = PERTURB_BATCH,
         meter: Meter | None = None,
         **options: float,
@@ -113,14 +132,28 @@ class CamExtractor:
             raise InputError(
                 f"{type(self.model.network).__name__} has no {missing.pop()} head; dualize(model) adds one"
             )
+        if levels is not None and min(levels, default=-1) < 0:
+            raise InputError(f"levels must be numbers of stages from 0 on, at least one, got {list(levels)}")
+        if target is not logit:
+            for method in self.methods:
+                if not get_method(method).any_target:
+                    able = ", ".join(name for name, entry in CAM_METHODS.items() if entry.any_target)
+                    raise InputError(f"{method} explains a class's logit, not another target; those that can: {able}")
+        if aug_smooth and (flip or list(scales) != [1]):
+            raise InputError("aug_smooth has views of its own; leave out scales and flip")
         self.perturb_batch, self.options = perturb_batch, options
+        self.levels, self.target, self.eigen_smooth = levels, target, eigen_smooth
+        self.weights: dict[Variant | str, Tensor] = {}
+        self.level_layers: list[str] = []
         self.output: Output | None = None
         self.activations: dict[str, Tensor] = {}
         refinements = {variant.refine for variant in self.variants if variant.refined}
         self.affinities = {name: settings for name, settings in affinities.items() if name in refinements}
         self.guiding_layers: dict[str, str] = {}
         self._keys_are_variants = heads is not None or bool(refinements)
-        self._views_of_images = make_views(scales, flip)
+        self._views_of_images = AUGMENTED if aug_smooth else make_views(scales, flip)
+        self._aug_smooth = aug_smooth
+        self._reads_levels = any(get_method(method).levels for method in self.methods)
         self._meter = meter
         self._former_modes: ExitStack | None = None  # None outside the with block
         self._target_name = ""
@@ -176,20 +209,33 @@ class CamExtractor:
             maps = []
             for view in self._views_of_images:
                 if view == PLAIN:
-                    maps.append(self._maps(plain, images, class_ids))
-                    continue
-                seen = view.of(images)
-                with self._measured("views", images.device):
-                    recorded = self._forward(seen)
-                found = self._maps(recorded, seen, class_ids, plain)
+                    found = self._maps(plain, images, class_ids)
+                else:
+                    seen = view.of(images)
+                    with self._measured("views", images.device):
+                        recorded = self._forward(seen)
+                    found = self._maps(recorded, seen, class_ids, plain)
+                if self._aug_smooth:
+                    found = self._stretched(found, (images.shape[-2], images.shape[-1]))
                 maps.append({key: view.undo(values) for key, values in found.items()})
+            if self._aug_smooth:
+                return {key: torch.stack([values[key] for values in maps]).mean(dim=0) for key in maps[0]}
             return maps[0] if len(maps) == 1 else add_views(maps)
+
+    def _stretched(self, maps: dict[Variant | str, Tensor], size: tuple[int, int]) -> dict[Variant | str, Tensor]:
+        """Maps at the images' size in [0, 1]."""
+        return {
+            key: to_scoremaps(values, key.method if isinstance(key, Variant) else key, size)[0]
+            for key, values in maps.items()
+        }
 
     def _find_layers(self, images: Tensor) -> None:
         """Find what was not named, from the first images."""
         network = self.model.network
         if not self._layer_of:
             self._choose_layers(*find_layers(network, self.model.head_name, torch.randn_like(images[:1])))
+        if self._reads_levels and not self.level_layers:
+            self.level_layers = self._find_levels(images)
         for name, settings in self.affinities.items():
             if name not in self.guiding_layers:
                 layer = settings.layer
@@ -198,6 +244,23 @@ class CamExtractor:
                     if is_place(layer)
                     else module_name(network, layer, "affinity layer")
                 )
+
+    def _find_levels(self, images: Tensor) -> list[str]:
+        """The layers at `levels`, or an InputError if there are not so many stages."""
+        network = self.model.network
+        stages = find_stages(network, self.model.head_name, self._target_name, images[:1])
+        levels = range(min(2, len(stages))) if self.levels is None else self.levels
+        if max(levels) >= len(stages):
+            raise InputError(
+                f"{type(network).__name__} has no level {max(levels)}; its levels are "
+                + ", ".join(f"{n}: {name}" for n, name in enumerate(stages))
+            )
+        return [stages[level] for level in levels]
+
+    def _recorded_layers(self) -> list[nn.Module]:
+        """The layers whose activations methods read, each once."""
+        levels = map(self.model.network.get_submodule, self.level_layers)
+        return list(dict.fromkeys([*self._layer_of.values(), *levels]))
 
     def _choose_layers(self, target: str, pooled: str) -> None:
         self._target_name = target
@@ -229,14 +292,14 @@ class CamExtractor:
             if own_features is not None:
                 layer = self.model.network.get_submodule(own_features)
                 hooks.callback(layer.register_forward_hook(partial(record_guide, own_features)).remove)
-            for layer in dict.fromkeys(self._layer_of.values()):
+            for layer in self._recorded_layers():
                 hooks.callback(layer.register_forward_hook(record).remove)
             for name in dict.fromkeys(self.guiding_layers.values()):
                 layer = self.model.network.get_submodule(name)
                 hooks.callback(layer.register_forward_hook(partial(record_guide, name)).remove)
             with torch.no_grad():
                 output = self.model(images)
-        for layer in dict.fromkeys(self._layer_of.values()):
+        for layer in self._recorded_layers():
             if layer not in activations:
                 raise InputError(f"the forward pass never reached the target layer {type(layer).__name__}")
         for name in self.guiding_layers.values():
@@ -286,17 +349,23 @@ class CamExtractor:
                 class_ids,
                 perturb_batch=self.perturb_batch,
                 options=self.options,
+                target=self.target,
             )
             for head, module in self.model.heads().items():
                 views[layer, head] = HeadView(shared, head, module)
             views[layer, NO_HEAD] = views[layer, "softmax"]
+        levels = [self.model.network.get_submodule(name) for name in self.level_layers]
+        for (_, head), view in views.items():
+            view.levels = [views[layer, head] for layer in levels]
         return views
 
     def _check_classes(self, class_ids: Tensor | Sequence[int] | None, logits: Tensor) -> Tensor:
         if class_ids is None:
+            if logits.ndim != 2:
+                raise InputError(f"the network gives logits {tuple(logits.shape)}, so name the class of each image")
             return logits.detach().argmax(dim=1)
         class_ids = torch.as_tensor(class_ids, device=logits.device, dtype=torch.long)
-        batch, num_classes = logits.shape
+        batch, num_classes = logits.shape[:2]
         if class_ids.shape != (batch,):
             raise InputError(f"{batch} images need {batch} class ids, not a tensor of shape {tuple(class_ids.shape)}")
         if batch and not 0 <= int(class_ids.min()) <= int(class_ids.max()) < num_classes:
@@ -326,7 +395,11 @@ class CamExtractor:
                 result = results[variant.method, variant.head]
                 if method.weights:
                     weights = result.clamp(min=0) if variant.clamped else result
-                    result = torch.einsum("bc,bchw->bhw", weights, view.activations)
+                    if plain is None:
+                        self.weights[variant if self._keys_are_variants else variant.method] = weights
+                    result = self._summed(weights, view.activations)
+                elif result.ndim == 4:
+                    result = self._summed(None, result)
                 own_map = self.model.method_layers.own_map
                 if own_map is not None and method.pooled and variant.head == "softmax":
                     features = recorded.guides[self.model.method_layers.layers["features"]]
@@ -341,6 +414,12 @@ class CamExtractor:
             with self._measured(AFFINITY, guide.device):
                 maps |= self._refined(raw, guide, name, settings)
         return {variant if self._keys_are_variants else variant.method: maps[variant] for variant in self.variants}
+
+    def _summed(self, weights: Tensor | None, maps: Tensor) -> Tensor:
+        """The sum over the channels of maps (B, C, h, w), weighted by (B, C); with `eigen_smooth` the component."""
+        if self.eigen_smooth:
+            return principal_component(maps if weights is None else weights[:, :, None, None] * maps)
+        return maps.sum(dim=1) if weights is None else torch.einsum("bc,bchw->bhw", weights, maps)
 
     def _refined(
         self, raw: dict[Variant, Tensor], guide: Tensor, name: str, settings: Affinity

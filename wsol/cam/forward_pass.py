@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wsol.cam.registry import PERTURB_BATCH, cam_options
+from wsol.cam.targets import Target, logit
 from wsol.classifier import Classifier, Output
 from wsol.errors import InputError
 from wsol.layout import Layout
@@ -26,6 +27,7 @@ class ForwardPass:
         class_ids: (B,), the class k that each map explains.
         perturb_batch: number of perturbed inputs in one forward pass.
         options: hyperparameters of the methods, see wsol/cam/registry.py; those not given have their defaults.
+        target: what is explained, see wsol/cam/targets.py.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class ForwardPass:
         *,
         perturb_batch: int = PERTURB_BATCH,
         options: Mapping[str, float] | None = None,
+        target: Target = logit,
     ):
         self.model, self.images, self.layer, self.leaf, self.layout = model, images, layer, leaf, layout
         self.logits, self.class_ids = output.by_head(), class_ids
-        self.perturb_batch = perturb_batch
+        self.perturb_batch, self.target = perturb_batch, target
         self.options = {name: option.default for name, option in cam_options().items()} | dict(options or {})
         self.activations = self.to_maps(leaf.detach())
         self._computed: dict[Callable, dict[str, Tensor]] = {}
@@ -69,17 +72,24 @@ class HeadView:
         class_ids: (B,), the class k that each map explains.
         options: hyperparameters by name.
         logits: (B, K) of the head.
-        scores: (B,), its logit s_k.
+        scores: (B,), its logit s_k, or another target.
         gradients: (B, C, h, w), g = d s_k / d A, computed when first read.
         class_weights: (B, C), the row W[k] of a linear head.
+        levels: the head's views of several stages, of the target layer's first if `levels` of CamExtractor begin so;
+            empty unless a method reads them.
     """
 
     def __init__(self, shared: ForwardPass, head: str, module: nn.Module):
         self.shared, self.head = shared, head
         self.activations, self.class_ids, self.options = shared.activations, shared.class_ids, shared.options
         self.logits = shared.logits[head]
-        self.scores = self.logits.gather(1, self.class_ids[:, None])[:, 0]
         self._module = module
+        self.levels: list[HeadView] = []
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """What is explained of each image: (B,)."""
+        return self.shared.target(self.logits, self.class_ids)
 
     @cached_property
     def gradients(self) -> Tensor:

@@ -34,22 +34,33 @@ def xgradcam(view: HeadView) -> Tensor:
 
 def layercam(view: HeadView) -> Tensor:
     """sum_c relu(g) A: one weight per place and channel (Jiang et al., TIP 2021, eq. 5)."""
-    return (view.gradients.relu() * view.activations).sum(dim=1)
+    return view.gradients.relu() * view.activations
 
 
 def hirescam(view: HeadView) -> Tensor:
     """sum_c g A (Draelos & Carin, 2020, eq. 4)."""
-    return (view.gradients * view.activations).sum(dim=1)
+    return view.gradients * view.activations
 
 
 def gradcam_elementwise(view: HeadView) -> Tensor:
     """sum_c relu(g A): HiResCAM without evidence against the class (grad-cam's GradCAMElementWise)."""
-    return (view.gradients * view.activations).relu().sum(dim=1)
+    return (view.gradients * view.activations).relu()
 
 
 def eigengradcam(view: HeadView) -> Tensor:
     """First principal component of g A (grad-cam's EigenGradCAM), with the sign that correlates with HiResCAM's map."""
     return principal_component(view.gradients * view.activations)
+
+
+def segeigencam(view: HeadView) -> Tensor:
+    """First principal component of |g| A, with the sign whose extreme is farther from 0.
+
+    Seg-Eigen-CAM (Chung & Ying, Applied Sciences 15(13), 7562, 2025, eq. 10-13).
+    """
+    component = principal_component(view.gradients.abs() * view.activations)
+    flat = component.flatten(1)
+    falls = flat.amin(dim=1).abs() > flat.amax(dim=1).abs()
+    return torch.where(falls[:, None, None], -component, component)
 
 
 def shapleycam(view: HeadView) -> Tensor:

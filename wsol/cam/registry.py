@@ -1,7 +1,8 @@
 """CAM_METHODS: every class activation map method by its name, what is true of it, and where its formula is.
 
 A method is its formula, a function of one head's view of a forward pass (`wsol.cam.forward_pass.HeadView`), and one
-entry here. The formula returns a weight for each channel, (B, C), or the finished map, (B, h, w):
+entry here. The formula returns a weight for each channel, (B, C); or what each channel adds at each place,
+(B, C, h, w), which is summed up; or the finished map, (B, h, w):
 
     def gradcam(view: HeadView) -> Tensor:
         return view.gradients.mean(dim=(2, 3))
@@ -58,6 +59,8 @@ class CamMethod:
         per_place: its maps are proportional to gradients at single places. Behind a mean over P places these are 1/P of
             the head's weights, which counts where maps of several views of an image are added.
         second_order: differentiates twice, which attention's fused kernels do not support.
+        any_target: explains any score (wsol/cam/targets.py), not a class's logit alone.
+        levels: reads several stages of the network, `view.levels`.
         options: the method's hyperparameters.
     """
 
@@ -70,12 +73,19 @@ class CamMethod:
     headless: bool = False
     per_place: bool = False
     second_order: bool = False
+    any_target: bool = False
+    levels: bool = False
     options: tuple[Option, ...] = ()
 
     def __call__(self, view: HeadView) -> Tensor:
-        """Channel weights (B, C) or the finished map (B, h, w)."""
+        """Channel weights (B, C), what each channel adds (B, C, h, w), or the finished map (B, h, w)."""
         formula = pkgutil.resolve_name(self.formula) if isinstance(self.formula, str) else self.formula
         return formula(view)
+
+
+def _gradient_method(name: str, function: str, *, weights: bool = False, **more: bool) -> CamMethod:
+    properties = {"per_place": True, "any_target": True} | more
+    return CamMethod(name, f"wsol.cam.gradient:{function}", weights=weights, **properties)  # type: ignore[arg-type]
 
 
 CAM_METHODS: dict[str, CamMethod] = {
@@ -86,14 +96,16 @@ CAM_METHODS: dict[str, CamMethod] = {
         CamMethod("kpcacam", "wsol.cam.activation:kpcacam", weights=False, headless=True),
         CamMethod("fem", "wsol.cam.activation:fem", weights=True, headless=True),
         CamMethod("fullgrad", "wsol.cam.fullgrad:fullgrad", weights=False),
-        CamMethod("gradcam", "wsol.cam.gradient:gradcam", weights=True, per_place=True),
-        CamMethod("gradcam++", "wsol.cam.gradient:gradcam_plus_plus", weights=True),
-        CamMethod("xgradcam", "wsol.cam.gradient:xgradcam", weights=True, per_place=True),
-        CamMethod("layercam", "wsol.cam.gradient:layercam", weights=False, per_place=True),
-        CamMethod("hirescam", "wsol.cam.gradient:hirescam", weights=False, per_place=True),
-        CamMethod("gradcamelementwise", "wsol.cam.gradient:gradcam_elementwise", weights=False, per_place=True),
-        CamMethod("eigengradcam", "wsol.cam.gradient:eigengradcam", weights=False, per_place=True),
-        CamMethod("shapleycam", "wsol.cam.gradient:shapleycam", weights=True, per_place=True, second_order=True),
+        _gradient_method("gradcam", "gradcam", weights=True),
+        _gradient_method("gradcam++", "gradcam_plus_plus", weights=True, per_place=False),
+        _gradient_method("xgradcam", "xgradcam", weights=True),
+        _gradient_method("layercam", "layercam"),
+        _gradient_method("hirescam", "hirescam"),
+        _gradient_method("gradcamelementwise", "gradcam_elementwise"),
+        _gradient_method("eigengradcam", "eigengradcam"),
+        _gradient_method("segeigencam", "segeigencam"),
+        _gradient_method("shapleycam", "shapleycam", weights=True, second_order=True),
+        CamMethod("refinecam", "wsol.cam.levels:refinecam", weights=False, any_target=True, levels=True),
         CamMethod(
             "finercam",
             "wsol.cam.gradient:finercam",
@@ -103,6 +115,8 @@ CAM_METHODS: dict[str, CamMethod] = {
         ),
         CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True),
         CamMethod("ablationcam", "wsol.cam.perturbation:ablationcam", weights=True),
+        CamMethod("randomcam", "wsol.cam.baselines:randomcam", weights=True, headless=True),
+        CamMethod("sobelcam", "wsol.cam.baselines:sobelcam", weights=False, headless=True),
     )
 }
 

@@ -15,10 +15,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class View(NamedTuple):
-    """An image at another scale, mirrored left to right or not. The default is the image itself."""
+    """An image at another scale, mirrored left to right or not, times `gain`. The default is the image itself."""
 
     scale: float = 1.0
     mirrored: bool = False
+    gain: float = 1.0
 
     def side(self, side: int) -> int:
         """The side of a scaled image, rounded to whole pixels."""
@@ -29,6 +30,7 @@ class View(NamedTuple):
         size = [self.side(side) for side in images.shape[-2:]]
         if size != list(images.shape[-2:]):
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        images = images if self.gain == 1 else images * self.gain
         return images.flip(-1) if self.mirrored else images
 
     def undo(self, maps: Tensor) -> Tensor:
@@ -37,6 +39,8 @@ class View(NamedTuple):
 
 
 PLAIN = View()
+# Of `aug_smooth`: those of grad-cam's forward_augmentation_smoothing.
+AUGMENTED = [View(1.0, mirrored, gain) for gain in (1.0, 0.9, 1.1) for mirrored in (False, True)]
 
 
 def make_views(scales: Sequence[float], flip: bool) -> list[View]:

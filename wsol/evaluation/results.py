@@ -56,11 +56,16 @@ def _wilson_of(value: Any, num_images: int) -> Any:
 
 
 def flatten(row: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"maxboxacc": {30: 80.0}} → {"maxboxacc_30": 80.0}, at any depth; a pair [a, b] becomes ..._low and ..._high."""
+    """{"maxboxacc": {30: 80.0}} → {"maxboxacc_30": 80.0}, at any depth; a pair [a, b] becomes ..._low and ..._high.
+
+    Longer lists, curves, are left out.
+    """
     flat: dict[str, Any] = {}
     for key, value in row.items():
         name = f"{prefix}{key}"
         if isinstance(value, list) and len(value) == 2:
             value = dict(zip(("low", "high"), value, strict=True))
+        elif isinstance(value, list):
+            continue
         flat |= flatten(value, f"{name}_") if isinstance(value, dict) else {name: value}
     return flat

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from wsol.classifier import Output, eval_mode
 from wsol.metrics.counting import CountingMetric
 from wsol.metrics.imputation import linear_imputation
-from wsol.metrics.measures import MEASURES, PERCENTILES, STEPS
+from wsol.metrics.measures import MEASURES, PERCENTILES, STEPS, at_shares
 
 _BLUR_SIDE, _BLUR_SIGMA = 11, 5.0
 _IMPUTED_PIXELS = 2**21  # pixels that one call may impute: about half a GB of working memory
@@ -175,25 +175,51 @@ def confidence_change(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]
     return figures
 
 
-def deletion(probe: Probe, maps: Tensor) -> PerHead:
-    """Area under the confidence while pixels become 0, 5 % per step, highest m first: (B,), lower is better.
-
-    Petsiuk et al., "RISE", BMVC 2018: the trapezoidal area under the STEPS + 1 confidences over [0, 1].
-    """
+def deletion_curve(probe: Probe, maps: Tensor) -> PerHead:
+    """The confidence while pixels become 0, 5 % per step, highest m first: (STEPS + 1, B)."""
     rank, count = _ranks(probe, maps), _counts(probe)
     between = probe.confidence(lambda step, i: probe.images[i] * (rank[i] >= count[step])[:, None], STEPS - 1)
-    return {head: _area(probe.before[head], between[head], probe.in_blank[head]) for head in probe.heads}
+    return {head: _curve(probe.before[head], between[head], probe.in_blank[head]) for head in probe.heads}
 
 
-def insertion(probe: Probe, maps: Tensor) -> PerHead:
-    """The same while pixels of a blurred image (see `blur`) become those of the image: (B,), higher is better."""
+def insertion_curve(probe: Probe, maps: Tensor) -> PerHead:
+    """The confidence while pixels of a blurred image (see `blur`) become those of the image: (STEPS + 1, B)."""
     rank, count = _ranks(probe, maps), _counts(probe)
 
     def perturb(step: Tensor, i: Tensor) -> Tensor:
         return probe.images[i].where((rank[i] < count[step])[:, None], probe.blurred[i])
 
     between = probe.confidence(perturb, STEPS - 1)
-    return {head: _area(probe.in_blurred[head], between[head], probe.before[head]) for head in probe.heads}
+    return {head: _curve(probe.in_blurred[head], between[head], probe.before[head]) for head in probe.heads}
+
+
+def deletion(probe: Probe, maps: Tensor) -> PerHead:
+    """Area under the `deletion_curve`: (B,), lower is better.
+
+    Petsiuk et al., "RISE", BMVC 2018: the trapezoidal area under the STEPS + 1 confidences over [0, 1].
+    """
+    return {head: _area(curve) for head, curve in deletion_curve(probe, maps).items()}
+
+
+def insertion(probe: Probe, maps: Tensor) -> PerHead:
+    """Area under the `insertion_curve`, by the same source: (B,), higher is better."""
+    return {head: _area(curve) for head, curve in insertion_curve(probe, maps).items()}
+
+
+def deletion_figures(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]]:
+    """head → the area and the confidence at each share of the pixels, by their names in `MEASURES`."""
+    return _area_and_curve("deletion", deletion_curve(probe, maps))
+
+
+def insertion_figures(probe: Probe, maps: Tensor) -> dict[str, dict[str, Tensor]]:
+    """The same of insertion."""
+    return _area_and_curve("insertion", insertion_curve(probe, maps))
+
+
+def _area_and_curve(name: str, curves: PerHead) -> dict[str, dict[str, Tensor]]:
+    return {
+        head: {name: _area(curve)} | dict(zip(at_shares(name), curve, strict=True)) for head, curve in curves.items()
+    }
 
 
 def road(probe: Probe, maps: Tensor) -> PerHead:
@@ -275,9 +301,14 @@ def _counts(probe: Probe) -> Tensor:
     return torch.arange(1, STEPS, device=probe.images.device)[:, None, None] * pixels // STEPS
 
 
-def _area(first: Tensor, between: Tensor, last: Tensor) -> Tensor:
-    """Trapezoidal area over [0, 1] under equally spaced scores: (B,), (n, B), (B,) → (B,)."""
-    return ((first + last) / 2 + between.sum(dim=0)) / (len(between) + 1)
+def _curve(first: Tensor, between: Tensor, last: Tensor) -> Tensor:
+    """(B,), (n, B), (B,) → (n + 2, B)."""
+    return torch.cat([first[None], between, last[None]])
+
+
+def _area(curve: Tensor) -> Tensor:
+    """Trapezoidal area over [0, 1] under equally spaced scores (n + 1, B): (B,)."""
+    return ((curve[0] + curve[-1]) / 2 + curve[1:-1].sum(dim=0)) / (len(curve) - 1)
 
 
 def _below_percentiles(maps: Tensor) -> Tensor:
@@ -373,8 +404,9 @@ class Fidelity(CountingMetric):
     def compute(self) -> dict[str, Any]:
         """Means: {"softmax": {"avg_drop": ..., ...}, "sigmoid": {...}, "pointing": ..., "energy_pointing": ...}.
 
-        avg_drop, inc_conf, avg_gain and the pointing games in per cent; insertion and deletion as areas in [0, 1], road
-        as a difference of confidences in [-1, 1]. `num_nonfinite` counts a head's images whose confidence was not
+        avg_drop, inc_conf, avg_gain and the pointing games in per cent; insertion and deletion as areas in [0, 1], and
+        their curves as lists, `insertion_curve` and `deletion_curve`; road as a difference of confidences in [-1, 1].
+        `num_nonfinite` counts a head's images whose confidence was not
         finite, where there are any. A figure that no image has is absent.
         """
         results: dict[str, Any] = {}
@@ -383,7 +415,12 @@ class Fidelity(CountingMetric):
             group = results.setdefault(head, {}) if head else results
             total, images, bad = (int(self._counts[count][place]) for count in ("sum", "images", "nonfinite"))
             if images:
-                group[key] = scale * (total * _UNIT / images)
+                value = scale * (total * _UNIT / images)
+                curve, at, _ = key.partition("@")
+                if at:
+                    group.setdefault(f"{curve}_curve", []).append(value)
+                else:
+                    group[key] = value
             if bad:
                 group["num_nonfinite"] = max(bad, group.get("num_nonfinite", 0))
         return results

@@ -11,6 +11,11 @@ PERCENTILES = tuple(range(10, 100, 10))  # of ROAD
 _PER_CENT = 100.0
 
 
+def at_shares(name: str) -> list[str]:
+    """The figures of a curve: "insertion@0", "insertion@5", ..., the confidence at each share of the pixels in %."""
+    return [f"{name}@{100 * step // STEPS}" for step in range(STEPS + 1)]
+
+
 class Measure(NamedTuple):
     """What one name of `--fidelity` stands for."""
 
@@ -26,8 +31,14 @@ MEASURES = {
         {"avg_drop": _PER_CENT, "inc_conf": _PER_CENT, "avg_gain": _PER_CENT},
         passes=1,
     ),
-    "insertion": Measure("wsol.metrics.fidelity:insertion", {"insertion": 1.0}, passes=STEPS - 1),
-    "deletion": Measure("wsol.metrics.fidelity:deletion", {"deletion": 1.0}, passes=STEPS - 1),
+    **{
+        name: Measure(
+            f"wsol.metrics.fidelity:{name}_figures",
+            {name: 1.0} | dict.fromkeys(at_shares(name), 1.0),  # the latter form the list "<name>_curve" of the results
+            passes=STEPS - 1,
+        )
+        for name in ("insertion", "deletion")
+    },
     "road": Measure("wsol.metrics.fidelity:road", {"road": 1.0}, passes=2 * len(PERCENTILES)),
     "pointing": Measure(
         "wsol.metrics.fidelity:pointing_games",

@@ -53,8 +53,8 @@ def contact_sheet(
     Returns:
         (H', W', 3) uint8 RGB.
     """
-    thumbnail = _thumbnail(image)
-    height, width = thumbnail.shape[:2]
+    small = thumbnail(image)
+    height, width = small.shape[:2]
     columns = _columns(maps, heads, refine)
     labels = [Variant.of("", head, refinement).head_label for refinement in refine for head in heads]
     bands = math.ceil(len(columns) / _MOST_COLUMNS)
@@ -71,24 +71,24 @@ def contact_sheet(
     )
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
-    _write(draw, (_GAP, 10), heading, sheet.width - 2 * _GAP, 20, bold=True)
-    sheet.paste(Image.fromarray(thumbnail), (_GAP, top + 26))
+    write_line(draw, (_GAP, 10), heading, sheet.width - 2 * _GAP, 20, bold=True)
+    sheet.paste(Image.fromarray(small), (_GAP, top + 26))
     _list_classes(draw, (_GAP, top + 26 + height + _GAP), panel, classes)
     _colour_bar(sheet, (_GAP, top + 26 + height + 2 * _GAP + 26 * len(classes)), panel, colormap)
     for number, (method, cells) in enumerate(columns.items()):
         band, column = divmod(number, across)
         x, y = left + column * (cell_width + _GAP), top + band * band_height
-        _write(draw, (x, y + 3), method, cell_width, 16, bold=True)
+        write_line(draw, (x, y + 3), method, cell_width, 16, bold=True)
         for line, cell in enumerate(cells):
             place = (x, y + 26 + line * (cell_height + _GAP))
             if column == 0 and label:
                 _write_upwards(sheet, (x - label, place[1]), labels[line], cell_height)
             if cell is None:
-                _write(draw, (place[0], place[1] + 3), "as above", cell_width, 14, colour=_FAINT)
+                write_line(draw, (place[0], place[1] + 3), "as above", cell_width, 14, colour=_FAINT)
             else:
-                variant, remark = cell
-                sheet.paste(Image.fromarray(overlay(thumbnail, maps[variant], colormap)), place)
-                _remark(sheet, place, (width, height), "no map: constant" if variant in degenerate else remark)
+                variant, words = cell
+                sheet.paste(Image.fromarray(overlay(small, maps[variant], colormap)), place)
+                remark(sheet, place, (width, height), "no map: constant" if variant in degenerate else words)
     return np.asarray(sheet)
 
 
@@ -101,14 +101,14 @@ def _columns(
         shown, cells = set(), []
         for refinement, head in itertools.product(refine, heads):
             (variant,) = variants([method], [head], [refinement])
-            remark = "sees no head" if variant.head == NO_HEAD else "" if variant.head_option == head else "not clamped"
-            cells.append(None if variant in shown else (variant, remark))
+            words = "sees no head" if variant.head == NO_HEAD else "" if variant.head_option == head else "not clamped"
+            cells.append(None if variant in shown else (variant, words))
             shown.add(variant)
         columns[method] = cells
     return columns
 
 
-def _thumbnail(image: NDArray) -> NDArray:
+def thumbnail(image: NDArray) -> NDArray:
     """The image at a cell's area, its proportions kept, no side longer than a cell may be."""
     height, width = image.shape[:2]
     scale = min(math.sqrt(_CELL_AREA / (height * width)), _LONGEST_SIDE / max(height, width))
@@ -125,7 +125,7 @@ def _font(size: int, bold: bool) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(folder / f"DejaVuSans{'-Bold' if bold else ''}.ttf"), size)
 
 
-def _write(
+def write_line(
     draw: ImageDraw.ImageDraw,
     place: tuple[int, int],
     text: str,
@@ -149,7 +149,7 @@ def _write_upwards(sheet: Image.Image, place: tuple[int, int], text: str, length
     strip = Image.new("RGB", (length, 20), "white")
     draw = ImageDraw.Draw(strip)
     start = max((length - draw.textlength(text, _font(14, False))) / 2, 0)
-    _write(draw, (round(start), 0), text, length, 14, colour=_FAINT)
+    write_line(draw, (round(start), 0), text, length, 14, colour=_FAINT)
     sheet.paste(strip.rotate(90, expand=True), place)
 
 
@@ -161,7 +161,7 @@ def _list_classes(
     for name, probability in classes:
         draw.rectangle((x, y + 1, x + max(round(probability * width), 1), y + 22), fill=_BAR)
         draw.text((x + 62, y + 4), f"{100 * probability:.1f} %", font=_font(14, False), fill=_INK, anchor="ra")
-        _write(draw, (x + 72, y + 4), name, width - 77, 14)
+        write_line(draw, (x + 72, y + 4), name, width - 77, 14)
         y += 26
 
 
@@ -174,10 +174,10 @@ def _colour_bar(sheet: Image.Image, place: tuple[int, int], width: int, colormap
         draw.text((x + share * width, y + 18), text, font=_font(13, False), fill=_FAINT, anchor=anchor)
 
 
-def _remark(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int], text: str) -> None:
+def remark(sheet: Image.Image, place: tuple[int, int], size: tuple[int, int], text: str) -> None:
     """A few words at the bottom of a cell, on a dark strip."""
     if text:
         x, y = place[0], place[1] + size[1] - 20
         draw = ImageDraw.Draw(sheet)
         draw.rectangle((x, y, x + size[0] - 1, y + 19), fill="#303030")
-        _write(draw, (x + 5, y + 3), text, size[0] - 10, 12, colour="white")
+        write_line(draw, (x + 5, y + 3), text, size[0] - 10, 12, colour="white")

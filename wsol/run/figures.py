@@ -47,6 +47,7 @@ _HEAD_STYLES: dict[str, tuple[str, Any]] = {
     "sigmoid_clamped": ("#d55e00", (0, (6, 1.5, 1, 1.5))),
     NO_HEAD: ("#000000", "-"),
 }
+CONFIDENCE_CURVES = {"insertion": "inserted (higher is better)", "deletion": "deleted (lower is better)"}
 _REFINED_MARKER = "^"  # on the line of the same head
 _CENTER_STYLE: dict[str, Any] = {"color": "#999999", "linestyle": "-", "linewidth": 2.5, "zorder": 0}
 
@@ -127,6 +128,15 @@ def draw_results(
         metric = next(iter(thresholds.values())).metric
         figure = box_accuracy_curves(curves, center, deltas=deltas, marked=f"threshold of {metric}")
         paths += _save(figure, folder / "box_accuracy", formats)
+    confidences = {
+        Variant.from_record(row): {
+            key: of_head[f"{key}_curve"] for key in CONFIDENCE_CURVES if f"{key}_curve" in of_head
+        }
+        for row in rows
+        if (of_head := row.get("fidelity", {}).get("softmax", {}))
+    }
+    if any(confidences.values()):
+        paths += _save(confidence_curves(confidences), folder / "confidence", formats)
     return paths
 
 
@@ -333,6 +343,46 @@ def box_accuracy_curves(
     )
     figure.supxlabel("score map threshold", fontsize=9)
     figure.supylabel(f"% of images with a right box\n(mean over IoU ≥ {', '.join(map(str, deltas))} %)", fontsize=9)
+    return figure
+
+
+def confidence_curves(curves: Mapping[Variant, Mapping[str, Sequence[float]]]) -> Any:
+    """Mean confidence of the softmax head over the share of pixels inserted or deleted, most relevant first.
+
+    One row of panels per method, one column per measure, one line per head.
+
+    Args:
+        curves: variant → "insertion" or "deletion" → confidences at equally spaced shares.
+
+    Returns:
+        The figure.
+    """
+    methods = list(dict.fromkeys(variant.method for variant in curves))
+    shown = [name for name in CONFIDENCE_CURVES if any(name in of_variant for of_variant in curves.values())]
+    figure, axes = plt.subplots(
+        len(methods),
+        len(shown),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        figsize=(3.6 * len(shown) + 0.6, 2.3 * len(methods) + 1.0),
+    )
+    legend: dict[str, Any] = {}  # label → one of its lines
+    for line, method in enumerate(methods):
+        for axis, name in zip(axes[line], shown, strict=True):
+            for variant, of_variant in curves.items():
+                if variant.method == method and name in of_variant:
+                    confidences = np.asarray(of_variant[name])
+                    curve = Curve(np.linspace(0, 100, len(confidences)), confidences)
+                    (legend[variant.head_label],) = _plot(axis, variant, curve)
+            axis.set_title(f"{method}: {CONFIDENCE_CURVES[name]}", fontsize=10)
+            axis.grid(alpha=0.3)
+    figure.legend(
+        legend.values(), legend.keys(), loc="outside upper center", ncols=3, fontsize=8, frameon=False, handlelength=4
+    )
+    figure.supxlabel("% of the pixels, most relevant first", fontsize=9)
+    figure.supylabel("mean confidence of the softmax head", fontsize=9)
     return figure
 
 

@@ -31,6 +31,14 @@ def numbers(text: str) -> list[float]:
     return list(dict.fromkeys(number(float, 0, 8, above=True)(word) for word in names(text)))
 
 
+def stages(text: str) -> list[int]:
+    """Split "0, 1" into [0, 1], each once."""
+    found = list(dict.fromkeys(number(int, 0, 99)(word) for word in names(text)))
+    if not found:
+        raise argparse.ArgumentTypeError("no stage is named; 0 is the last one")
+    return found
+
+
 def architecture(text: str) -> str:
     """The name of a network of ours, or of timm or torchvision."""
     if text not in ARCHITECTURES:

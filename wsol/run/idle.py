@@ -29,6 +29,8 @@ def idle_settings(config: Mapping[str, Any]) -> dict[str, str]:
     for method in CAM_METHODS.values():
         if method.name not in config["methods"]:
             reasons |= {option.name: f"{method.name} is not among the methods" for option in method.options}
+    if not any(CAM_METHODS[name].levels for name in config["methods"]):
+        reasons["cam_levels"] = "none of the methods reads several stages"
     if config["methods"] != [config["method"]]:
         reasons["method"] = "--methods overrides it"
     if AFFINITY not in config["refine"]:

@@ -70,9 +70,22 @@ def check_network(model: Classifier, methods: Sequence[str], image_size: int) ->
 
 
 def check_map_settings(
-    model: Classifier, image_size: int, refine: Sequence[str], affinity_layer: str, scales: Sequence[float]
+    model: Classifier,
+    image_size: int,
+    refine: Sequence[str],
+    affinity_layer: str,
+    scales: Sequence[float],
+    methods: Sequence[str],
+    levels: Sequence[int] | None,
 ) -> None:
-    """InputError now, not after training, if the guiding layer has no places or the network takes no scaled images."""
+    """InputError now, not after training, if a setting of the maps does not fit the network.
+
+    The guiding layer has no places, the network takes no scaled images, or it has no stage at one of the levels.
+    """
+    of_levels = [method for method in methods if get_method(method).levels]
+    if of_levels and levels is not None:
+        with CamExtractor(model, of_levels, levels=levels) as extract:
+            extract(torch.zeros(1, 3, image_size, image_size))
     if AFFINITY in refine:
         affinity = Affinity(affinity_layer)
         with CamExtractor(model, ["gradcam"], refine=[AFFINITY], affinity=affinity) as extract:
