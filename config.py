@@ -29,7 +29,7 @@ from wsol.checked import read_yaml
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
 from wsol.errors import InputError, first_few, nearest, plain_name, shortened
 from wsol.log import log
-from wsol.losses import LOSSES, OBJECTIVES
+from wsol.losses import AMP, LOSSES, OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.measures import MEASURES
 from wsol.run.figure_options import COLORMAPS, DEFAULT_COLORMAP, FIGURE_FORMATS
@@ -184,6 +184,8 @@ _MAIN_SETTINGS = (
             group=_RUN, commands=_BOTH, bears_on=NOTHING),
     Setting("workers", "data loading processes, at most the number of cores", 4, count, group=_RUN, commands=_BOTH,
             bears_on=NOTHING),
+    _flag("deterministic", "the same seed gives the same numbers on the same machine; FALSE lets cuDNN choose its "
+          "fastest convolutions", True, group=_RUN, commands=_BOTH, bears_on=NOTHING),
     _flag("debug", "log more", group=_RUN, commands=_BOTH, scope=THIS_CALL, bears_on=NOTHING),
     # ------------------------------------------------------------- data
     Setting("dataset_name", f"{_KNOWN_DATASETS}; Synthetic is generated when first used", "Synthetic",
@@ -265,6 +267,12 @@ _MAIN_SETTINGS = (
             bears_on=NOTHING),
     Setting("val_every", "measure the val split after every N-th epoch, and after the last", 1, positive, metavar="N",
             group=_TRAINING),
+    Setting("amp", "precision of training: off (float32), bf16, or fp16 with a scaled loss (CUDA only). Maps and "
+            "metrics are float32 all the same", "off", choices=AMP, group=_TRAINING),
+    _flag("compile", "torch.compile the network for training; pays for many epochs that train the trunk",
+          group=_TRAINING, bears_on=NOTHING),
+    _flag("profile", "write what some steps of the first epoch spend their time on to profile/ in the run folder",
+          group=_TRAINING, scope=COMMAND_LINE, bears_on=NOTHING),
     Setting("c1", "loss of the softmax head", "cross_entropy", choices=tuple(LOSSES), group=_TRAINING, scope=FIXED),
     Setting("c2", "loss of the sigmoid branch", "binary_cross_entropy", choices=tuple(LOSSES), group=_TRAINING,
             scope=FIXED),

@@ -178,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     check_output(out, good, rows, further.folders, config.save_npy, config.override_cache)
 
     command.when_interrupted(f"the pictures drawn so far are in {out}; start again with --override_cache")
-    device = select_device(gpu_indices(config.gpus))
+    device = select_device(gpu_indices(config.gpus), config.deterministic)
     network.model.to(device, memory_format=torch.channels_last)
     normalization = get_architecture(network.architecture)
     dataset = Pictures([picture.path for picture in good], config.crop_size, normalization.mean, normalization.std)

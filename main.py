@@ -40,6 +40,7 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,15 +78,17 @@ from wsol.losses import OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.box_metrics import CONTOURS, HEADLINES
 from wsol.metrics.measures import COST
+from wsol.precision import Precision
 from wsol.run import checkpoint as checkpoints
 from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import EpochLog, History, Validate
+from wsol.run.profiling import profiled
 from wsol.run.provenance import TrainingRecord, code_record, metadata_checksums
 from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
 from wsol.run.wandb_logger import WandbLogger
-from wsol.training import Epoch, Trainer, seed_everything
+from wsol.training import Epoch, Trainer, can_compile, seed_everything
 
 FIGURE_IMAGES = 6
 
@@ -93,7 +96,8 @@ FIGURE_IMAGES = 6
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     """Configure, build, train, infer, evaluate, report. Returns the content of results.json."""
     config, run, checkpoint = configure(argv)
-    device = select_device(gpu_indices(config.gpus))
+    device = select_device(gpu_indices(config.gpus), config.deterministic)
+    precision = Precision(config.amp, device)
     data = read_data(config, checkpoint)
     model, class_names = build_model(config, data, checkpoint)
     describe(config, data, model)
@@ -120,7 +124,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     results = None
     branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
-        model, branch = train(config, data, model, checkpoint, sources, run, device, wandb)
+        model, branch = train(config, data, model, checkpoint, sources, run, device, precision, wandb)
         if not config.train_only and config.eval_checkpoint_type != "last":
             take_weights(model, Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type)), sources)
     if not config.train_only:
@@ -428,6 +432,7 @@ def train(
     sources: dict[str, Any],
     run: RunFolder,
     device: torch.device,
+    precision: Precision,
     wandb: WandbLogger,
 ) -> tuple[Classifier, dict[str, Any] | None]:
     """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch.
@@ -447,7 +452,8 @@ def train(
         for candidate in resumed.get("branch", {}).get("candidates", []):
             last_epochs[candidate_stage(setting_of(candidate))] = math.inf
     run.forget_metrics_after(last_epochs)  # epochs that no checkpoint has are trained again
-    trainer = new_trainer(config, data, device, config.augment)
+    profile = profiled(run.path / "profile") if config.profile else None
+    trainer = new_trainer(config, data, device, precision, config.augment, profile)
     method = METHODS[config.wsol_method](config)
     rebuilds_model = {
         "architecture": config.architecture,
@@ -491,6 +497,11 @@ def train(
         **validating: Any,
     ) -> None:
         """Train, and record the epochs and checkpoints under the stage's name."""
+        if config.compile and not can_compile(model, method):
+            log.info(
+                "--compile has no effect in stage %s: its network has several heads, or layers that are recorded",
+                structure,
+            )
         if reason := method.why_idle(model):
             log.info("--wsol_method %s changes nothing in stage %s: %s", method.name, structure, reason)
         settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
@@ -514,7 +525,7 @@ def train(
         if config.branch_choice == "val" and resumed is None:
             # Behind a frozen trunk, on the images as they are: their features are computed once for all candidates.
             plain = model.trunk_is_frozen and config.augment != "none"
-            chooser = new_trainer(config, data, device, "none") if plain else trainer
+            chooser = new_trainer(config, data, device, precision, "none") if plain else trainer
             branch = choose_branch(config, data, model, chooser, fit, run, device, wandb)
     validate, criterion = validation(config, data, setting_of(branch), device)
     train_stage(
@@ -537,7 +548,14 @@ def take_weights(model: Classifier, checkpoint: Checkpoint, sources: dict[str, A
     log.info("evaluating %s, after epoch %d", checkpoint.path, checkpoint.content["epoch"])
 
 
-def new_trainer(config: Any, data: WsolData, device: torch.device, augment: str) -> Trainer:
+def new_trainer(
+    config: Any,
+    data: WsolData,
+    device: torch.device,
+    precision: Precision,
+    augment: str,
+    profile: AbstractContextManager[Callable[[], None]] | None = None,
+) -> Trainer:
     """What trains on the images of the train split."""
     return Trainer(
         image_loader(config, data, "train", augment),
@@ -545,6 +563,9 @@ def new_trainer(config: Any, data: WsolData, device: torch.device, augment: str)
         seed=config.seed,
         set_epoch=set_epoch,
         decay_frequency=config.lr_decay_frequency,
+        precision=precision,
+        compile=config.compile,
+        profile=profile,
         classifier_ratio=config.lr_classifier_ratio,
         momentum=config.momentum,
         weight_decay=config.weight_decay,

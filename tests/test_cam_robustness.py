@@ -277,3 +277,21 @@ def test_a_layer_whose_replaced_output_changes_nothing_it_should_not():
     with CamExtractor(model, ["ablationcam"], target_layer=model.features[6]) as extract:
         with pytest.raises(InputError, match="does not reproduce the logits of Noisy"):
             extract(torch.randn(1, 3, 48, 48))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_gives_the_cpu_s_maps():
+    """All methods, both heads, smoothed and refined or not, in float64; randomcam's seed is the image's checksum."""
+    torch.manual_seed(0)
+    dual = dualize(torchvision.models.resnet18(num_classes=7)).double()
+    nn.init.normal_(dual.sigmoid_head.weight, std=0.1)
+    images, classes = torch.randn(2, 3, 64, 64).double(), torch.tensor([5, 0])
+    for settings in ({}, {"eigen_smooth": True}, {"aug_smooth": True}, {"flip": True, "scales": [1, 1.5]}):
+        found = {}
+        for device in ("cpu", "cuda"):
+            model = dual.to(device)
+            with CamExtractor(model, METHODS, heads=HEADS, refine=["none", "affinity"], **settings) as extract:
+                found[device] = extract(images.to(device), classes.to(device))
+        for variant, maps in found["cpu"].items():
+            scale = maps.abs().max()
+            assert (found["cuda"][variant].cpu() - maps).abs().max() <= 1e-6 * scale, (settings, variant)

@@ -9,8 +9,12 @@ from wsol.errors import InputError
 from wsol.log import log
 
 
-def select_device(indices: Sequence[int]) -> torch.device:
+def select_device(indices: Sequence[int], deterministic: bool = True) -> torch.device:
     """The first of the requested CUDA devices, or the CPU, with a warning, where there is no CUDA.
+
+    Args:
+        deterministic: the same seed gives the same numbers on the same machine; otherwise cuDNN tries which of its
+            convolutions are fastest.
 
     Raises:
         InputError: there is CUDA, but no device with this index.
@@ -25,7 +29,7 @@ def select_device(indices: Sequence[int]) -> torch.device:
     if len(indices) > 1:
         log.warning("uses one device per process: %d of --gpus %s", indices[0], ",".join(map(str, indices)))
     torch.cuda.set_device(indices[0])  # otherwise pinning memory opens a context on device 0
-    torch.backends.cudnn.deterministic = True  # same seed, same machine: same numbers
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
     log.info("device: %s", torch.cuda.get_device_name(indices[0]))
     return torch.device("cuda", indices[0])
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from wsol.classifier import Output
 
+AMP = ("off", "bf16", "fp16")  # --amp, see wsol/precision.py
 Loss = Callable[["Tensor", "Tensor"], "Tensor"]  # logits (N, K), labels (N,) → scalar
 Objective = Callable[["Output", "Tensor"], "Tensor"]  # both heads' logits, labels (N,) → scalar
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,10 +23,12 @@ from wsol.errors import InputError
 from wsol.log import progress
 from wsol.losses import Objective
 from wsol.methods.base import TrainingMethod
+from wsol.precision import Precision
 from wsol.workers import parallel_loader
 
 FEATURE_CACHE_BYTES = 2 * 1024**3
 PLAIN = TrainingMethod()
+FLOAT32 = Precision()
 
 
 def seed_everything(*entropy: int) -> None:
@@ -87,14 +90,16 @@ def train_one_epoch(
     optimizer: torch.optim.Optimizer,
     device: torch.device,
     title: str = "",
-    after_step: Callable[[], None] | None = None,
+    after_step: Sequence[Callable[[], None]] = (),
+    precision: Precision = FLOAT32,
 ) -> dict[str, float]:
     """One pass over a loader of (inputs, labels, indices); there may be several inputs.
 
     Args:
         step: (*inputs, labels) → the output of the network or of its heads, and the loss.
         title: of the progress bar, and for error messages.
-        after_step: called after each optimizer step, for example to project the weights.
+        after_step: called after each optimizer step.
+        precision: that the step computes in.
 
     Returns:
         loss: mean over images. top1: accuracy of the softmax head in percent, measured while it trains.
@@ -107,12 +112,11 @@ def train_one_epoch(
     num_images = 0
     for *inputs, labels, _ in progress(loader, title):
         labels = labels.to(device)
-        output, loss = step(*(to_device(part, device) for part in inputs), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if after_step is not None:
-            after_step()
+        with precision.autocast():
+            output, loss = step(*(to_device(part, device) for part in inputs), labels)
+        precision.step(loss, optimizer)
+        for call in after_step:
+            call()
         # Sums stay on the device: reading them at every step would make a GPU wait.
         loss_sum += loss.detach() * len(labels)
         num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
@@ -165,13 +169,18 @@ def ends_with_head(model: Classifier, images: Tensor, head_input: Tensor) -> boo
 
 
 class Epoch(NamedTuple):
-    """A finished epoch: its number from 1, what `train_one_epoch` returned, the trunk's learning rate, its seconds."""
+    """A finished epoch.
+
+    Its number from 1, what `train_one_epoch` returned, the trunk's learning rate, its seconds, and what training goes
+    on with: the optimizer, and the state of the precision.
+    """
 
     number: int
     figures: dict[str, float]
     lr: float
     seconds: float
     optimizer: torch.optim.Optimizer
+    precision: dict[str, Any]
 
 
 class Trainer:
@@ -182,6 +191,9 @@ class Trainer:
         seed: every epoch is seeded by (seed, stage, epoch), so that a resumed run draws what an undisturbed one draws.
         set_epoch: tells the loader the moment, (stage as a number, epoch), that its random draws depend on.
         decay_frequency: see `decay`.
+        precision: that steps compute in.
+        compile: run the network through torch.compile in the steps that run it.
+        profile: called with each step of the first epoch that is trained, see `profiled`.
         optimizer_settings: see `make_optimizer`.
     """
 
@@ -193,10 +205,14 @@ class Trainer:
         seed: int,
         set_epoch: Callable[[DataLoader, tuple[int, int]], None],
         decay_frequency: int,
+        precision: Precision = FLOAT32,
+        compile: bool = False,
+        profile: AbstractContextManager[Callable[[], None]] | None = None,
         **optimizer_settings: float,
     ):
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
+        self.precision, self.compile, self.profile = precision, compile, profile
         # Shared by all stages that leave trunk and neck unchanged.
         self._features: TensorDataset | None = None
         self._features_tried = self._features_have_regions = False
@@ -221,7 +237,7 @@ class Trainer:
             stage: the name that seeds depend on and that progress bars show.
             lr: the trunk's learning rate in the first epochs.
             resumed: the checkpoint to continue from ("epoch", "optimizer"); its epochs count.
-            after_step: see `train_one_epoch`.
+            after_step: called after each optimizer step, for example to project the weights.
             regions: gives the output its `regions`, the branch's logits of object and background. For a model with
                 frozen trunk.
             method: what it does to images, labels and losses, see wsol/methods/base.py.
@@ -236,6 +252,7 @@ class Trainer:
             load_optimizer(optimizer, resumed["optimizer"], resumed.get("path", "the checkpoint"))
             for group, settings in zip(optimizer.param_groups, requested, strict=True):
                 group.update(settings)
+            self.precision.load_state(resumed.get("precision", {}))
         # LambdaLR counts finished epochs.
         schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
         start, self._seconds_before = time.perf_counter() - self._seconds_before, 0.0
@@ -246,10 +263,12 @@ class Trainer:
             self.set_epoch(loader, moment)
             model.train()
             title = f"{stage} epoch {number}"
-            figures = train_one_epoch(step, loader, optimizer, self.device, title, after_step)
-            yield Epoch(
-                number, figures, lr * decay(number, self.decay_frequency), time.perf_counter() - start, optimizer
-            )
+            with self.profile or nullcontext() as note_step:
+                calls = [call for call in (after_step, note_step) if call is not None]
+                figures = train_one_epoch(step, loader, optimizer, self.device, title, calls, self.precision)
+            self.profile = None  # one epoch is enough
+            rate, seconds = lr * decay(number, self.decay_frequency), time.perf_counter() - start
+            yield Epoch(number, figures, rate, seconds, optimizer, self.precision.state)
             start = time.perf_counter()
             schedule.step()
 
@@ -266,7 +285,8 @@ class Trainer:
         """What a step does with which batches: the heads with cached features if possible, else the method's step."""
         loader = self._features_loader(model, regions) if method.fixed_images else None
         if loader is None:
-            return partial(method.loss, model, on_images(model, regions), objective), self.loader
+            compiled = torch.compile(model) if self.compile and can_compile(model, method) else model
+            return partial(method.loss, model, on_images(model, regions, compiled), objective), self.loader
         forward = on_features(model, regions is not None)
 
         def step(*inputs: Tensor) -> tuple[Output, Tensor]:
@@ -288,6 +308,11 @@ class Trainer:
         if self._features is None:
             return None
         return parallel_loader(self._features, self.loader.batch_size, 0, sampler=self.loader.sampler)
+
+
+def can_compile(model: Classifier, method: TrainingMethod) -> bool:
+    """Whether steps may run the network through torch.compile, which does not see hooks: those of a second head."""
+    return method.compiles and len(model.heads()) == 1
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: str) -> None:
@@ -322,14 +347,20 @@ def on_features(model: Classifier, with_regions: bool) -> Callable[..., Output]:
     return forward
 
 
-def on_images(model: Classifier, regions: Regions | None = None) -> Callable[[Tensor, Tensor], Output]:
-    """A step's forward pass on images: (images, labels) → Output. With regions, the trunk runs without autograd."""
+def on_images(
+    model: Classifier, regions: Regions | None = None, compiled: Callable[[Tensor], Output] | None = None
+) -> Callable[[Tensor, Tensor], Output]:
+    """A step's forward pass on images: (images, labels) → Output. With regions, the trunk runs without autograd.
+
+    compiled: runs the model, faster.
+    """
     heads_alone: bool | None = None
+    run = model if compiled is None else compiled
 
     def forward(images: Tensor, labels: Tensor) -> Output:
         nonlocal heads_alone
         if regions is None:
-            return model(images)
+            return run(images)
         head_input, pooled = regions(images, labels)
         if heads_alone is None:
             with torch.no_grad(), eval_mode(model):

@@ -24,6 +24,7 @@ class AdversarialComplementaryLearning(TrainingMethod):
     """The loss is both classifiers' cross entropy (section 3.2); with a sigmoid branch, on A."""
 
     name = layout = "acol"
+    compiles = False
 
     def __init__(self, acol_threshold: float):
         self.threshold = acol_threshold

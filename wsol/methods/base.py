@@ -27,12 +27,14 @@ class TrainingMethod:
     Attributes:
         name: as on the command line.
         layout: the name of the networks with its own layers, for builders that know them; "" if it has none.
+        compiles: a step may run a compiled network; not one whose layers are recorded.
         fixed_images: a step sees the images as they are, so that what a frozen trunk makes of them can be kept.
     """
 
     name: ClassVar[str] = "cam"
     layout: ClassVar[str] = ""
     fixed_images: ClassVar[bool] = True
+    compiles: ClassVar[bool] = True
 
     def adapt(self, model: Classifier, side: int) -> Classifier:
         """A network of timm or torchvision with the method's layers in it; side: of the images, in pixels.

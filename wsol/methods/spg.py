@@ -29,6 +29,7 @@ class SelfProducedGuidance(TrainingMethod):
     """The loss is the objective + three binary cross entropies over confident places (section 3.3)."""
 
     name = layout = "spg"
+    compiles = False
 
     def __init__(self, **thresholds: float):
         self.levels = [(thresholds[f"spg_threshold_{n}h"], thresholds[f"spg_threshold_{n}l"]) for n in (1, 2, 3)]

@@ -108,7 +108,7 @@ class History:
                 score = val.get(self.criterion, score)  # a val split without foreground has no such figure
         is_best = validated and (self.best is None or score > self.best)
         self.best = score if is_best else self.best
-        content = self._content(epoch.number, model, epoch.optimizer)
+        content = self._content(epoch.number, model, epoch.optimizer, epoch.precision)
         if self.save_every and epoch.number % self.save_every == 0:
             self._save(str(epoch.number), content)
         if is_best and not self.prefix:
@@ -118,7 +118,13 @@ class History:
     def _save(self, name: str, content: dict[str, Any]) -> None:
         checkpoint.save(self.run.path / f"{self.prefix}{name}{checkpoint.SUFFIX}", content)
 
-    def _content(self, epoch: int, model: Classifier, optimizer: torch.optim.Optimizer | None) -> dict[str, Any]:
+    def _content(
+        self,
+        epoch: int,
+        model: Classifier,
+        optimizer: torch.optim.Optimizer | None,
+        precision: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """A checkpoint's content, on the CPU."""
         return sealed(
             self.settings
@@ -129,6 +135,7 @@ class History:
                 "training": self.record.after(self.stage, epoch),
                 "state_dict": _on_cpu(model.published_state_dict()),
                 "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict()),
+                **({"precision": precision} if precision else {}),
             }
         )
 

@@ -1,0 +1,192 @@
+"""Benchmark training: steps of a network in each precision, maps and evaluation, and heads on cached features.
+
+    python scripts/benchmark_training.py                     # cached features against training on the images
+    python scripts/benchmark_training.py --parts steps,maps  # images per second, for a GPU
+    python scripts/benchmark_training.py --out docs/figures/training_h100.json
+
+`steps` trains every layer of --architecture on random images that are already on the device: float32, --amp bf16 and
+fp16, compiled or not, deterministic or not. `maps` makes the maps of --methods for both heads and measures them against
+boxes, as `python main.py` does after training. Rounds of all settings alternate, so that other load affects all of
+them; medians are printed, and ratios to float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a checkout that is not installed
+
+import numpy as np
+import torch
+from tabulate import tabulate
+
+from wsol import CamExtractor, build, dualize, to_scoremaps
+from wsol.errors import InputError
+from wsol.losses import OBJECTIVES
+from wsol.metrics import BoxAccuracy
+from wsol.precision import Precision
+from wsol.run import command
+from wsol.training import make_optimizer
+
+HEADS = ["softmax", "softmax_clamped", "sigmoid_clamped"]
+PARTS = ("steps", "maps")
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--parts", default="steps,maps", help=f"of {', '.join(PARTS)}; default: %(default)s")
+    add("--architecture", default="resnet50", help="default: %(default)s, with --large_feature_map 28 x 28 maps")
+    add("--methods", default="cam,gradcam,gradcam++,eigencam,layercam", help="default: %(default)s")
+    add("--batch_size", type=int, default=32, help="default: %(default)s")
+    add("--crop_size", type=int, default=224, help="default: %(default)s")
+    add("--steps", type=int, default=20, help="steps or batches per round (default: %(default)s)")
+    add("--rounds", type=int, default=5, help="default: %(default)s")
+    add("--compile", action="store_true", help="measure compiled networks, too; compiling takes a minute each")
+    add("--out", type=Path, metavar="FILE.json", help="also write the figures to this file")
+    args = parser.parse_args(argv)
+    unknown = set(args.parts.split(",")) - set(PARTS)
+    if unknown:
+        parser.error(f"--parts: unknown part {sorted(unknown)[0]} (known: {', '.join(PARTS)})")
+    return args
+
+
+def new_model(args: argparse.Namespace, device: torch.device) -> torch.nn.Module:
+    """The network with random weights and 200 classes, all of it trainable."""
+    torch.manual_seed(0)
+    model = build(args.architecture, 200, pretrained=False, large_feature_map=True, image_size=args.crop_size)
+    return model.to(device, memory_format=torch.channels_last).train()
+
+
+def training_setting(
+    args: argparse.Namespace, device: torch.device, amp: str, compiled: bool, deterministic: bool
+) -> Callable[[], None]:
+    """A function that takes `steps` training steps."""
+    model = new_model(args, device)
+    run = torch.compile(model) if compiled else model
+    objective = OBJECTIVES["vanilla"]("cross_entropy", "binary_cross_entropy")
+    optimizer = make_optimizer(model, lr=1e-3, classifier_ratio=10, momentum=0.9, weight_decay=5e-4)
+    precision = Precision(amp, device)
+    images = torch.randn(args.batch_size, 3, args.crop_size, args.crop_size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(200, (args.batch_size,), device=device)
+
+    def work() -> None:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = deterministic, not deterministic
+        for _ in range(args.steps):
+            with precision.autocast():
+                loss = objective(run(images), labels)
+            precision.step(loss, optimizer)
+
+    return work
+
+
+def map_settings(args: argparse.Namespace, device: torch.device) -> dict[str, Callable[[], None]]:
+    """Functions that make maps of `steps` batches: the forward pass alone, with maps, with metrics."""
+    model = dualize(new_model(args, device)).eval()
+    methods = args.methods.split(",")
+    images = torch.randn(args.batch_size, 3, args.crop_size, args.crop_size, device=device)
+    images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(200, (args.batch_size,), device=device)
+    boxes = [np.array([[40, 50, 150, 170]])] * args.batch_size
+
+    def forward() -> None:
+        with torch.no_grad():
+            for _ in range(args.steps):
+                model(images)
+
+    def maps(measure: bool = False) -> None:
+        with CamExtractor(model, methods, heads=HEADS) as extract:
+            metrics = {variant: BoxAccuracy() for variant in extract.variants}
+            for _ in range(args.steps):
+                for variant, raw in extract(images, labels).items():
+                    finished, _ = to_scoremaps(raw, variant.method, (224, 224))
+                    on_cpu = finished.cpu().numpy()
+                    if measure:
+                        metrics[variant].update(on_cpu, boxes)
+
+    rows = len(CamExtractor(model, methods, heads=HEADS).variants)
+    return {
+        "forward pass, float32": forward,
+        f"the same with score maps of {rows} rows": maps,
+        "the same with box metrics": lambda: maps(measure=True),
+    }
+
+
+@contextlib.contextmanager
+def cudnn_restored() -> Iterator[None]:
+    """Leave cuDNN's switches as they were."""
+    before = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = before
+
+
+def rates(args: argparse.Namespace, settings: dict[str, Callable[[], None]], device: torch.device) -> dict[str, float]:
+    """Images per second of each setting, the median of rounds that alternate; the first round warms up."""
+    found: dict[str, list[float]] = {name: [] for name in settings}
+    for number in range(args.rounds + 1):
+        for name, work in settings.items():
+            _wait(device)
+            start = time.perf_counter()
+            work()
+            _wait(device)
+            if number:
+                found[name].append(args.steps * args.batch_size / (time.perf_counter() - start))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def print_rates(title: str, found: dict[str, float]) -> None:
+    """A table of images per second, and ratios to the first line."""
+    first = next(iter(found.values()))
+    lines = [[name, f"{rate:,.1f}", f"{rate / first:.2f}"] for name, rate in found.items()]
+    print(f"\n{title}\n{tabulate(lines, ['setting', 'images/s', 'ratio'], disable_numparse=True)}")
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, write."""
+    args = parse_args(argv)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    print(f"{name}; torch {torch.__version__}; {args.architecture}, batches of {args.batch_size}")
+    results: dict[str, Any] = {"device": name, "torch": torch.__version__, "settings": vars(args) | {"out": None}}
+    with cudnn_restored():
+        if "steps" in args.parts.split(","):
+            settings = {"float32": training_setting(args, device, "off", False, True)}
+            for amp in ("bf16", "fp16") if device.type == "cuda" else ("bf16",):
+                settings[f"--amp {amp}"] = training_setting(args, device, amp, False, True)
+            settings["--deterministic FALSE"] = training_setting(args, device, "off", False, False)
+            settings["--amp bf16 --deterministic FALSE"] = training_setting(args, device, "bf16", False, False)
+            if args.compile:
+                settings["--compile"] = training_setting(args, device, "off", True, True)
+                settings["--amp bf16 --compile"] = training_setting(args, device, "bf16", True, True)
+            results["steps"] = rates(args, settings, device)
+            print_rates("training steps, all layers", results["steps"])
+        if "maps" in args.parts.split(","):
+            results["maps"] = rates(args, map_settings(args, device), device)
+            print_rates(f"maps and metrics, {args.methods}", results["maps"])
+    if args.out:
+        try:
+            args.out.write_text(json.dumps(results, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {args.out}: {error.strerror}") from error
+    return results
+
+
+if __name__ == "__main__":
+    sys.exit(command.run(main))
