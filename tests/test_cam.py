@@ -324,3 +324,19 @@ def test_constant_negative_and_nan_maps_are_zeros_and_counted(method):
     maps, degenerate = to_scoremaps(raw, method, (224, 224))
     assert degenerate.tolist() == [True, method == "gradcam", True, True, False]
     assert torch.isfinite(maps).all() and (maps[degenerate] == 0).all()
+
+
+def test_the_leading_eigenvector_is_that_of_a_full_decomposition():
+    """Of matrices with a large gap, with none at all (where iteration gives up), of zeros, and of one with NaN."""
+    from wsol.cam.activation import _leading_eigenvector
+
+    random = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(60, 60, generator=random, dtype=torch.float64)).Q
+    close = torch.linspace(1, 1 + 1e-4, 60, dtype=torch.float64)
+    spectra = [torch.logspace(0, -8, 60, dtype=torch.float64).flip(0), close, torch.zeros(60, dtype=torch.float64)]
+    matrices = torch.stack([basis * spectrum @ basis.mT for spectrum in spectra])
+    found = _leading_eigenvector(torch.cat([matrices, torch.full_like(matrices[:1], torch.nan)]))
+    for vector, spectrum in zip(found, spectra, strict=False):
+        expected = basis[:, -1] * spectrum[-1].sqrt()
+        assert min((vector - expected).abs().max(), (vector + expected).abs().max()) < 1e-8
+    assert found[3].isnan().all()
