@@ -267,6 +267,13 @@ _MAIN_SETTINGS = (
             bears_on=NOTHING),
     Setting("val_every", "measure the val split after every N-th epoch, and after the last", 1, positive, metavar="N",
             group=_TRAINING),
+    Setting("feature_cache", "where the features of a frozen trunk are kept, which are then computed once: in ram; on "
+            "disk, in ROOT/feature_cache, where later runs find them; auto: in ram up to 2 GiB, else on disk; or off",
+            "auto", choices=("auto", "ram", "disk", "off"), group=_TRAINING, bears_on=NOTHING),
+    Setting("feature_views", "augmented views of each image whose features are kept, one for each epoch in turn; 0: "
+            "every epoch runs the trunk on views of its own", 0, number(int, 0, 1000), metavar="N", group=_TRAINING,
+            scope=FIXED),
+    _flag("feature_half", "keep features as float16", group=_TRAINING),
     Setting("amp", "precision of training: off (float32), bf16, or fp16 with a scaled loss (CUDA only). Maps and "
             "metrics are float32 all the same", "off", choices=AMP, group=_TRAINING),
     _flag("compile", "torch.compile the network for training; pays for many epochs that train the trunk",

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,6 +63,18 @@ class ImageDataset(Dataset):
     def __len__(self) -> int:
         """Number of images."""
         return len(self.metadata)
+
+    def identity(self) -> dict[str, Any]:
+        """What decides about the tensors: settings, and the images' names, sizes and times; for checksums."""
+        stats = [self.metadata.image_path(index).stat() for index in range(len(self))]
+        settings = [self.augment, self.crop_size, *self.mean, *self.std]
+        if self.augment != "none":
+            settings += [self.resize_size, self.seed]
+        return {
+            "ids": list(self.metadata.image_ids),
+            "files": torch.tensor([[stat.st_size, stat.st_mtime_ns] for stat in stats]),
+            "settings": settings,
+        }
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         """Read and augment one image; an EpochIndex says for which moment."""

@@ -73,6 +73,7 @@ from wsol.evaluation.per_image import PerImage
 from wsol.evaluation.results import SCHEMA, add_intervals, versions
 from wsol.evaluation.saved_maps import save_scoremaps, scoremap_names
 from wsol.evaluation.split import Evaluation
+from wsol.features import FeatureCache, KeptActivations
 from wsol.log import log, log_to, start_log
 from wsol.losses import OBJECTIVES
 from wsol.methods import METHODS
@@ -524,7 +525,7 @@ def train(
         branch = (resumed or {}).get("branch") or {"setting": branch_setting(config).record}
         if config.branch_choice == "val" and resumed is None:
             # Behind a frozen trunk, on the images as they are: their features are computed once for all candidates.
-            plain = model.trunk_is_frozen and config.augment != "none"
+            plain = model.trunk_is_frozen and config.augment != "none" and not config.feature_views
             chooser = new_trainer(config, data, device, precision, "none") if plain else trainer
             branch = choose_branch(config, data, model, chooser, fit, run, device, wandb)
     validate, criterion = validation(config, data, setting_of(branch), device)
@@ -564,6 +565,9 @@ def new_trainer(
         set_epoch=set_epoch,
         decay_frequency=config.lr_decay_frequency,
         precision=precision,
+        features=FeatureCache(
+            config.feature_cache, Path(config.root) / "feature_cache", config.feature_views, config.feature_half
+        ),
         compile=config.compile,
         profile=profile,
         classifier_ratio=config.lr_classifier_ratio,
@@ -719,14 +723,18 @@ def validation(
         return None, None
     criterion = val_criterion(config, data)
     objective = OBJECTIVES[config.model_structure](config.c1, config.c2, setting.c2_weight)
-    loader = image_loader(config, data, "val")
+    images = image_loader(config, data, "val")
+    kept = KeptActivations(config.methods[0], len(data.splits["val"]))
+    kept.usable = kept.usable and config.feature_cache != "off"
 
     def validate(model: Classifier) -> dict[str, float]:
-        extractor = new_extractor(config, model, config.methods[:1], [explaining_head(config)])
+        explained, loader = kept.source(model, images)
+        extractor = new_extractor(config, explained, config.methods[:1], [explaining_head(config)])
         evaluation = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
         loss = 0.0
         for batch in new_scoremaps(config, extractor, loader, device, "validate"):
             evaluation.update(batch, load_ground_truth(evaluation.metadata, batch.indices))
+            kept.add(model, extractor.activations[config.methods[0]], batch.labels, batch.logits)
             output = Output(batch.logits, batch.sigmoid_logits)
             loss += objective(output, torch.from_numpy(batch.labels)).item() * len(batch.labels)
         metrics = evaluation.compute()

@@ -1,8 +1,12 @@
-"""Benchmark training: steps of a network in each precision, maps and evaluation, and heads on cached features.
+"""Benchmark training: heads on cached features, steps of a network in each precision, maps and evaluation.
 
-    python scripts/benchmark_training.py                     # cached features against training on the images
-    python scripts/benchmark_training.py --parts steps,maps  # images per second, for a GPU
-    python scripts/benchmark_training.py --out docs/figures/training_h100.json
+    python scripts/benchmark_training.py                        # cached features against training on the images
+    python scripts/benchmark_training.py --parts steps,maps     # images per second, for a GPU
+    python scripts/benchmark_training.py --parts steps --out figures.json
+
+`features` draws JPEGs, and trains the head of the default network on them by `python main.py` itself: the pass that
+computes the features once, ten epochs with the features kept, ten without, and ten with four augmented views of each
+image. Each epoch measures val.
 
 `steps` trains every layer of --architecture on random images that are already on the device: float32, --amp bf16 and
 fp16, compiled or not, deterministic or not. `maps` makes the maps of --methods for both heads and measures them against
@@ -17,6 +21,7 @@ import contextlib
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,10 +31,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a chec
 
 import numpy as np
 import torch
+from benchmark_data import draw_images
 from tabulate import tabulate
 
+import main as program
+from config import parse_args as parse_args_of_main
 from wsol import CamExtractor, build, dualize, to_scoremaps
+from wsol.datasets.writer import DatasetMetadata, Record, write_metadata
 from wsol.errors import InputError
+from wsol.features import cache_features
 from wsol.losses import OBJECTIVES
 from wsol.metrics import BoxAccuracy
 from wsol.precision import Precision
@@ -37,16 +47,25 @@ from wsol.run import command
 from wsol.training import make_optimizer
 
 HEADS = ["softmax", "softmax_clamped", "sigmoid_clamped"]
-PARTS = ("steps", "maps")
+PARTS = ("features", "steps", "maps")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--parts", default="steps,maps", help=f"of {', '.join(PARTS)}; default: %(default)s")
+    add("--parts", default="features", help=f"of {', '.join(PARTS)}; default: %(default)s")
     add("--architecture", default="resnet50", help="default: %(default)s, with --large_feature_map 28 x 28 maps")
     add("--methods", default="cam,gradcam,gradcam++,eigencam,layercam", help="default: %(default)s")
+    add("--images", type=int, default=2000, help="training images of `features` (default: %(default)s)")
+    add("--val_images", type=int, default=100, help="val images of `features` (default: %(default)s)")
+    add("--epochs", type=int, default=10, help="epochs of `features` (default: %(default)s)")
+    add(
+        "--uncached_epochs",
+        type=int,
+        default=2,
+        help="epochs without kept features, whose time is scaled to --epochs (default: %(default)s)",
+    )
     add("--batch_size", type=int, default=32, help="default: %(default)s")
     add("--crop_size", type=int, default=224, help="default: %(default)s")
     add("--steps", type=int, default=20, help="steps or batches per round (default: %(default)s)")
@@ -151,6 +170,62 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
+def write_images(root: Path, train: int, val: int) -> None:
+    """JPEGs of ImageNet's usual size in ten classes, with a box each, as data set Drawn."""
+    for split, count in {"train": train, "val": val}.items():
+        (root / "dataset" / "Drawn" / split).mkdir(parents=True)
+        draw_images(root / "dataset" / "Drawn" / split, count)
+    records = {
+        split: [Record(f"{split}/{i:05}.jpg", i % 10, (500, 375), [(100, 80, 350, 300)]) for i in range(count)]
+        for split, count in {"train": train, "val": val}.items()
+    }
+    write_metadata(root / "metadata" / "Drawn", DatasetMetadata(records, [f"class {k}" for k in range(10)]))
+
+
+def features_part(args: argparse.Namespace) -> dict[str, float]:
+    """Seconds of each way to train a head, by main.py, and of the one pass that computes the features."""
+    found: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_images(root, args.images, args.val_images)
+        common = (
+            f"--dataset_name Drawn --data_root {root}/dataset --metadata_root {root}/metadata --root {root}/runs "
+            f"--model_structure vanilla --unfreeze_layer fc --methods cam --train_only --batch_size {args.batch_size}"
+        )
+
+        def seconds(name: str, *flags: str, epochs: int = args.epochs) -> float:
+            program.main([*common.split(), "--experiment_name", name, "--epochs", str(epochs), *flags])
+            lines = (root / "runs" / name / "metrics.jsonl").read_text().splitlines()
+            return sum(json.loads(line)["seconds"] for line in lines)
+
+        config = parse_args_of_main([*common.split(), "--augment", "none"])
+        data = program.read_data(config, None)
+        model, _ = program.build_model(config, data, None)
+        model.set_trainable(["softmax_head"])
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        loader = program.image_loader(config, data, "train", "none")
+        model = model.to(device, memory_format=torch.channels_last)
+        passes = []
+
+        def one_pass() -> None:
+            start = time.perf_counter()
+            cache_features(model, loader, device)
+            passes.append(time.perf_counter() - start)
+
+        one_pass()
+        kept = seconds("kept", "--augment", "none")
+        one_pass()
+        epochs = min(args.uncached_epochs, args.epochs)
+        uncached = seconds("uncached", "--augment", "none", "--feature_cache", "off", epochs=epochs)
+        one_pass()
+        views = seconds("views", "--augment", "crop_flip", "--feature_views", "4")
+        found["one pass that computes the features, median of 3"] = statistics.median(passes)
+        found[f"{args.epochs} epochs, features kept"] = kept
+        found[f"{args.epochs} epochs, features computed in each"] = uncached * args.epochs / epochs
+        found[f"{args.epochs} epochs, 4 views kept"] = views
+    return found
+
+
 def print_rates(title: str, found: dict[str, float]) -> None:
     """A table of images per second, and ratios to the first line."""
     first = next(iter(found.values()))
@@ -165,6 +240,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     name = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{name}; torch {torch.__version__}; {args.architecture}, batches of {args.batch_size}")
     results: dict[str, Any] = {"device": name, "torch": torch.__version__, "settings": vars(args) | {"out": None}}
+    if "features" in args.parts.split(","):
+        found = results["features"] = features_part(args)
+        one = next(iter(found.values()))
+        lines = [[name, f"{seconds:.1f}", f"{seconds / one:.2f}"] for name, seconds in found.items()]
+        print(f"\ntraining the head, {args.images:,} images, {args.val_images} of val in each epoch")
+        print(tabulate(lines, ["", "seconds", "in passes"], disable_numparse=True))
     with cudnn_restored():
         if "steps" in args.parts.split(","):
             settings = {"float32": training_setting(args, device, "off", False, True)}

@@ -8,6 +8,7 @@ from conftest import TinyNet
 from test_dual_head import Conv1x1Net
 from torch.utils.data import DataLoader, TensorDataset
 
+import wsol.features
 from wsol import device, dualize, training
 from wsol.errors import InputError
 from wsol.losses import OBJECTIVES
@@ -82,11 +83,12 @@ def trainer_of(images: torch.Tensor, decay_frequency: int = 3, **settings: float
 def test_cached_features_are_the_heads_input_in_order():
     dual = dualize(TinyNet(5)).train()
     images = torch.randn(10, 3, 32, 32)
-    cached = training.cache_features(dual, loader_of(images), torch.device("cpu"))
+    features = training.cache_features(dual, loader_of(images), torch.device("cpu"))
+    found, labels, indices = features.__getitems__(range(10))
     dual.eval()
     with torch.no_grad():
-        assert torch.allclose(cached.tensors[0], dual.network.features(images).mean(dim=(2, 3)), atol=1e-6)
-    assert cached.tensors[1].tolist() == [0, 1, 2, 3, 4] * 2 and cached.tensors[2].tolist() == list(range(10))
+        assert torch.allclose(found, dual.network.features(images).mean(dim=(2, 3)), atol=1e-6)
+    assert labels.tolist() == [0, 1, 2, 3, 4] * 2 and indices.tolist() == list(range(10))
     assert training.features_can_be_cached(dual, loader_of(images).dataset)
     assert not training.features_can_be_cached(dual.set_trainable(["trunk"]), loader_of(images).dataset)
 
@@ -94,9 +96,9 @@ def test_cached_features_are_the_heads_input_in_order():
 def test_nothing_is_cached_where_something_follows_the_head_or_memory_is_short(monkeypatch):
     images, cpu = torch.randn(4, 3, 32, 32), torch.device("cpu")
     assert training.cache_features(dualize(Conv1x1Net()), loader_of(images), cpu) is None
-    monkeypatch.setattr(training, "FEATURE_CACHE_BYTES", 4 * 16 * 4 - 1)
+    monkeypatch.setattr(wsol.features, "RAM_BYTES", 4 * 16 * 4 - 1)
     assert training.cache_features(dualize(TinyNet(5)), loader_of(images), cpu) is None
-    monkeypatch.setattr(training, "FEATURE_CACHE_BYTES", 4 * 16 * 4)
+    monkeypatch.setattr(wsol.features, "RAM_BYTES", 4 * 16 * 4)
     assert training.cache_features(dualize(TinyNet(5)), loader_of(images), cpu) is not None
 
 
@@ -146,7 +148,7 @@ def test_devices(monkeypatch):
 def test_features_cached_ahead_of_training_count_for_its_first_epoch(monkeypatch):
     dual = dualize(TinyNet(5))
     trainer = trainer_of(torch.randn(4, 3, 32, 32), classifier_ratio=10, momentum=0.9, weight_decay=0.0)
-    clock = iter([0.0, 100.0, 200.0, 201.0, 201.0, 202.0, 202.0])  # caching takes 100 s, each epoch 1 s
+    clock = iter([0.0, 50.0, 100.0, 200.0, 201.0, 201.0, 202.0, 202.0])  # caching takes 100 s, each epoch 1 s
     monkeypatch.setattr(training.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(training, "progress", lambda loader, title: loader)
     assert trainer.caches_features(dual)

@@ -14,19 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from wsol.cam.regions import Regions
 from wsol.classifier import Classifier, Output, eval_mode
 from wsol.device import to_device
 from wsol.errors import InputError
+from wsol.features import FeatureCache, Features, cache_features, ends_with_head
 from wsol.log import progress
 from wsol.losses import Objective
 from wsol.methods.base import TrainingMethod
 from wsol.precision import Precision
-from wsol.workers import parallel_loader
 
-FEATURE_CACHE_BYTES = 2 * 1024**3
 PLAIN = TrainingMethod()
 FLOAT32 = Precision()
 
@@ -130,42 +129,12 @@ def train_one_epoch(
     return {"loss": loss_sum.item() / num_images, "top1": 100 * num_correct.item() / num_images}
 
 
-def features_can_be_cached(model: Classifier, dataset: Any) -> bool:
-    """Whether the head's inputs are the same in every epoch: trunk and neck frozen, images not augmented."""
-    return model.trunk_is_frozen and getattr(dataset, "augment", None) == "none"
+def features_can_be_cached(model: Classifier, dataset: Any, views: int = 0) -> bool:
+    """Whether the head's inputs need not be computed in every epoch.
 
-
-@torch.no_grad()
-def cache_features(
-    model: Classifier, loader: DataLoader, device: torch.device, regions: Regions | None = None
-) -> TensorDataset | None:
-    """The head's input for every image of a loader, in the order of the data set, as (features, label, index).
-
-    None if the logits are not simply the head's output (a layer follows the head), or if the features would take more
-    than FEATURE_CACHE_BYTES of memory.
-
-    Args:
-        regions: the mean features of object and background are cached, too: (features, pooled, label, index).
+    Trunk and neck are frozen, and images are not augmented, or in a fixed number of views.
     """
-    features: list[tuple[Tensor, ...]] = []
-    labels: list[Tensor] = []
-    num_images = len(loader.dataset)  # type: ignore[arg-type]  # all our data sets have a length
-    with eval_mode(model):
-        for images, batch_labels, _ in progress(loader, "features"):
-            images = to_device(images, device)
-            parts = (model.head_input(images),) if regions is None else regions(images, batch_labels.to(device))
-            if not features:
-                size = sum(part[0].numel() * part.element_size() for part in parts) * num_images
-                if size > FEATURE_CACHE_BYTES or not ends_with_head(model, images, parts[0]):
-                    return None
-            features.append(tuple(part.cpu() for part in parts))
-            labels.append(batch_labels)
-    return TensorDataset(*map(torch.cat, zip(*features, strict=True)), torch.cat(labels), torch.arange(num_images))
-
-
-def ends_with_head(model: Classifier, images: Tensor, head_input: Tensor) -> bool:
-    """Whether the logits are the head's output as it is."""
-    return torch.equal(model.classify(head_input).logits, model(images).logits)
+    return model.trunk_is_frozen and (getattr(dataset, "augment", None) == "none" or views > 0)
 
 
 class Epoch(NamedTuple):
@@ -192,6 +161,7 @@ class Trainer:
         set_epoch: tells the loader the moment, (stage as a number, epoch), that its random draws depend on.
         decay_frequency: see `decay`.
         precision: that steps compute in.
+        features: how features are kept where the trunk is frozen.
         compile: run the network through torch.compile in the steps that run it.
         profile: called with each step of the first epoch that is trained, see `profiled`.
         optimizer_settings: see `make_optimizer`.
@@ -206,6 +176,7 @@ class Trainer:
         set_epoch: Callable[[DataLoader, tuple[int, int]], None],
         decay_frequency: int,
         precision: Precision = FLOAT32,
+        features: FeatureCache | None = None,
         compile: bool = False,
         profile: AbstractContextManager[Callable[[], None]] | None = None,
         **optimizer_settings: float,
@@ -213,8 +184,9 @@ class Trainer:
         self.loader, self.device, self.seed, self.set_epoch = loader, device, seed, set_epoch
         self.decay_frequency, self.optimizer_settings = decay_frequency, optimizer_settings
         self.precision, self.compile, self.profile = precision, compile, profile
+        self.cache = features or FeatureCache()
         # Shared by all stages that leave trunk and neck unchanged.
-        self._features: TensorDataset | None = None
+        self._features: Features | None = None
         self._features_tried = self._features_have_regions = False
         self._seconds_before = 0.0  # spent in `caches_features`; they count for the epoch that follows
 
@@ -297,17 +269,17 @@ class Trainer:
 
     def _features_loader(self, model: Classifier, regions: Regions | None = None) -> DataLoader | None:
         """The loader of the features of all images, computed now if they are missing; None if they cannot be kept."""
-        if not features_can_be_cached(model, self.loader.dataset):
+        if not features_can_be_cached(model, self.loader.dataset, self.cache.views):
             # Features cached before this stage belong to a trunk or neck that it may change.
             self._features, self._features_tried = None, False
             return None
         if not self._features_tried or (regions is not None and not self._features_have_regions):
-            in_order = parallel_loader(self.loader.dataset, self.loader.batch_size, self.loader.num_workers)
-            self._features = cache_features(model, in_order, self.device, regions)
+            self._features = cache_features(model, self.loader, self.device, regions, self.cache, self.precision)
             self._features_tried, self._features_have_regions = True, regions is not None
         if self._features is None:
             return None
-        return parallel_loader(self._features, self.loader.batch_size, 0, sampler=self.loader.sampler)
+        assert self.loader.batch_size is not None, "training loaders make batches"
+        return self._features.loader(self.loader.batch_size, self.loader.sampler)
 
 
 def can_compile(model: Classifier, method: TrainingMethod) -> bool:

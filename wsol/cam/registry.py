@@ -61,6 +61,7 @@ class CamMethod:
         second_order: differentiates twice, which attention's fused kernels do not support.
         any_target: explains any score (wsol/cam/targets.py), not a class's logit alone.
         levels: reads several stages of the network, `view.levels`.
+        reads_images: needs the images, not the target layer's activations and the heads alone.
         options: the method's hyperparameters.
     """
 
@@ -75,6 +76,7 @@ class CamMethod:
     second_order: bool = False
     any_target: bool = False
     levels: bool = False
+    reads_images: bool = False
     options: tuple[Option, ...] = ()
 
     def __call__(self, view: HeadView) -> Tensor:
@@ -95,7 +97,7 @@ CAM_METHODS: dict[str, CamMethod] = {
         CamMethod("eigencam", "wsol.cam.activation:eigencam", weights=False, headless=True),
         CamMethod("kpcacam", "wsol.cam.activation:kpcacam", weights=False, headless=True),
         CamMethod("fem", "wsol.cam.activation:fem", weights=True, headless=True),
-        CamMethod("fullgrad", "wsol.cam.fullgrad:fullgrad", weights=False),
+        CamMethod("fullgrad", "wsol.cam.fullgrad:fullgrad", weights=False, reads_images=True),
         _gradient_method("gradcam", "gradcam", weights=True),
         _gradient_method("gradcam++", "gradcam_plus_plus", weights=True, per_place=False),
         _gradient_method("xgradcam", "xgradcam", weights=True),
@@ -113,10 +115,10 @@ CAM_METHODS: dict[str, CamMethod] = {
             per_place=True,
             options=(Option("alpha", 0.6, "finercam: strength of the comparison with the nearest classes"),),
         ),
-        CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True),
+        CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True, reads_images=True),
         CamMethod("ablationcam", "wsol.cam.perturbation:ablationcam", weights=True),
-        CamMethod("randomcam", "wsol.cam.baselines:randomcam", weights=True, headless=True),
-        CamMethod("sobelcam", "wsol.cam.baselines:sobelcam", weights=False, headless=True),
+        CamMethod("randomcam", "wsol.cam.baselines:randomcam", weights=True, headless=True, reads_images=True),
+        CamMethod("sobelcam", "wsol.cam.baselines:sobelcam", weights=False, headless=True, reads_images=True),
     )
 }
 

@@ -46,6 +46,7 @@ def idle_settings(config: Mapping[str, Any]) -> dict[str, str]:
         reasons["c2"] = "--model_structure vanilla has the loss --c1 alone"
     if config["augment"] == "none":
         reasons["resize_size"] = "training images are not cropped (--augment none)"
+        reasons["feature_views"] = "images as they are have one view (--augment none)"
     if not config["wandb"]:
         reasons |= dict.fromkeys(("project", "wandb_name", "wandb_dir"), "--wandb is off")
     if config["train_only"]:
