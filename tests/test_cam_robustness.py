@@ -294,4 +294,5 @@ def test_cuda_gives_the_cpu_s_maps():
                 found[device] = extract(images.to(device), classes.to(device))
         for variant, maps in found["cpu"].items():
             scale = maps.abs().max()
-            assert (found["cuda"][variant].cpu() - maps).abs().max() <= 1e-6 * scale, (settings, variant)
+            tolerance = 1e-5 if settings.get("aug_smooth") else 1e-6  # stretched maps are float32
+            assert (found["cuda"][variant].cpu() - maps).abs().max() <= tolerance * scale, (settings, variant)
