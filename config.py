@@ -265,6 +265,8 @@ _MAIN_SETTINGS = (
     Setting("vanilla_lr", "learning rate of that stage", 0.01, rate, group=_TRAINING),
     Setting("save_every", "keep the checkpoint of every N-th epoch", 0, count, metavar="N", group=_TRAINING,
             bears_on=NOTHING),
+    Setting("save_minutes", "also save in the middle of an epoch after every X minutes; Ctrl-C and SIGTERM save there "
+            "in any case", 15, amount, metavar="X", group=_TRAINING, bears_on=NOTHING),
     Setting("val_every", "measure the val split after every N-th epoch, and after the last", 1, positive, metavar="N",
             group=_TRAINING),
     Setting("feature_cache", "where the features of a frozen trunk are kept, which are then computed once: in ram; on "

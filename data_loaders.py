@@ -115,15 +115,16 @@ class EpochShuffle(Sampler[EpochIndex]):
         """Shuffle the indices 0..length-1."""
         self.length, self.seed = length, seed
         self.moment = (0, 0)
+        self.skip = 0
 
     def __len__(self) -> int:
         """Number of indices."""
-        return self.length
+        return self.length - self.skip
 
     def __iter__(self) -> Iterator[EpochIndex]:
-        """Iterate over the permutation of this moment."""
+        """Iterate over the permutation of this moment, without the first `skip`."""
         moment = self.moment
-        for index in np.random.default_rng((self.seed, *moment, 0)).permutation(self.length).tolist():
+        for index in np.random.default_rng((self.seed, *moment, 0)).permutation(self.length)[self.skip :].tolist():
             yield EpochIndex(index, moment)
 
 
@@ -147,7 +148,10 @@ def make_loader(
     )
 
 
-def set_epoch(loader: DataLoader, moment: tuple[int, int]) -> None:
-    """Set the moment (number of the stage, epoch) that shuffling and augmentation depend on."""
+def set_epoch(loader: DataLoader, moment: tuple[int, int], skip: int = 0) -> None:
+    """Set the moment (number of the stage, epoch) that shuffling and augmentation depend on.
+
+    skip: leave out so many images from the beginning, which a run that goes on has seen.
+    """
     if isinstance(loader.sampler, EpochShuffle):
-        loader.sampler.moment = moment
+        loader.sampler.moment, loader.sampler.skip = moment, skip

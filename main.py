@@ -470,7 +470,9 @@ def train(
     }
     record = TrainingRecord(training_settings(config), sources.get("training", []))
 
-    def fit(structure: str, setting: BranchSetting, epochs: int, lr: float, by: Trainer = trainer) -> Iterator[Epoch]:
+    def fit(
+        structure: str, setting: BranchSetting, epochs: int, lr: float, by: Trainer = trainer, **pausing: Any
+    ) -> Iterator[Epoch]:
         """Train with the loss of a model structure, from the resumed checkpoint on if there is one."""
         after_step = None
         if setting.nonnegative:
@@ -487,6 +489,7 @@ def train(
             after_step=after_step,
             regions=Regions(model) if setting.object_weight else None,
             method=method,
+            **pausing,
         )
 
     def train_stage(
@@ -506,8 +509,19 @@ def train(
         if reason := method.why_idle(model):
             log.info("--wsol_method %s changes nothing in stage %s: %s", method.name, structure, reason)
         settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
-        history = History(run, wandb, structure, settings, record, prefix, config.save_every, resumed, **validating)
-        epochs_trained = fit(structure, setting_of(branch), epochs, lr)
+        history = History(
+            run,
+            wandb,
+            structure,
+            settings,
+            record,
+            prefix,
+            config.save_every,
+            resumed,
+            save_minutes=config.save_minutes,
+            **validating,
+        )
+        epochs_trained = fit(structure, setting_of(branch), epochs, lr, pause=partial(history.pause, model))
         if not epochs and resumed is None:
             history.save_untrained(model)
         history.follow(epochs_trained, model)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -28,6 +28,42 @@ from wsol.precision import Precision
 
 PLAIN = TrainingMethod()
 FLOAT32 = Precision()
+
+
+class Pause(AbstractContextManager["Pause"], Protocol):
+    """What may happen between two steps, inside the block of an epoch: keeping where it is, and ending there."""
+
+    def is_due(self) -> bool:
+        """Whether to keep it now."""
+        ...
+
+    def keep(self, within: dict[str, Any], optimizer: torch.optim.Optimizer, precision: dict[str, Any]) -> None:
+        """Keep what the epoch goes on from: sums and generators, optimizer, precision; may raise, to end it."""
+        ...
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the global generators, as tensors and numbers."""
+    kind, keys, *numbers = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *map(float, numbers)],
+    }
+
+
+def set_random_states(states: Mapping[str, Any]) -> None:
+    """Go on with the generators of `random_states`; an InputError if these are not such states."""
+    try:
+        torch.set_rng_state(states["torch"].cpu())
+        if torch.cuda.is_available() and len(states["cuda"]) == torch.cuda.device_count():
+            torch.cuda.set_rng_state_all([state.cpu() for state in states["cuda"]])
+        kind, keys, position, has_gauss, gauss = states["numpy"]
+        np.random.set_state((kind, keys.numpy().astype(np.uint32), int(position), int(has_gauss), gauss))
+    except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"the checkpoint's field 'within' has no generator's state ({error}); start from its weights with --ft_ckpt"
+        ) from None
 
 
 def seed_everything(*entropy: int) -> None:
@@ -91,6 +127,8 @@ def train_one_epoch(
     title: str = "",
     after_step: Sequence[Callable[[], None]] = (),
     precision: Precision = FLOAT32,
+    pause: Pause | None = None,
+    within: Mapping[str, Any] | None = None,
 ) -> dict[str, float]:
     """One pass over a loader of (inputs, labels, indices); there may be several inputs.
 
@@ -99,6 +137,9 @@ def train_one_epoch(
         title: of the progress bar, and for error messages.
         after_step: called after each optimizer step.
         precision: that the step computes in.
+        pause: what to do between steps.
+        within: the state that a pause kept of this epoch, to go on from; the loader begins behind the images that it
+            counts.
 
     Returns:
         loss: mean over images. top1: accuracy of the softmax head in percent, measured while it trains.
@@ -106,20 +147,37 @@ def train_one_epoch(
     Raises:
         InputError: the loss or a weight is no longer finite.
     """
-    loss_sum = torch.zeros((), dtype=torch.float64, device=device)
-    num_correct = torch.zeros((), dtype=torch.int64, device=device)
-    num_images = 0
-    for *inputs, labels, _ in progress(loader, title):
-        labels = labels.to(device)
-        with precision.autocast():
-            output, loss = step(*(to_device(part, device) for part in inputs), labels)
-        precision.step(loss, optimizer)
-        for call in after_step:
-            call()
-        # Sums stay on the device: reading them at every step would make a GPU wait.
-        loss_sum += loss.detach() * len(labels)
-        num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
-        num_images += len(labels)
+    done = {"loss_sum": 0.0, "num_correct": 0, "num_images": 0} | dict(within or {})
+    loss_sum = torch.tensor(done["loss_sum"], dtype=torch.float64, device=device)
+    num_correct = torch.tensor(done["num_correct"], dtype=torch.int64, device=device)
+    num_images = done["num_images"]
+    in_step = False
+
+    def keep_if_due() -> None:
+        if pause is not None and pause.is_due():
+            sums = {"loss_sum": loss_sum.item(), "num_correct": num_correct.item(), "num_images": num_images}
+            pause.keep(sums | random_states(), optimizer, precision.state)
+
+    with pause or nullcontext():
+        try:
+            for *inputs, labels, _ in progress(loader, title):
+                in_step = True
+                labels = labels.to(device)
+                with precision.autocast():
+                    output, loss = step(*(to_device(part, device) for part in inputs), labels)
+                precision.step(loss, optimizer)
+                for call in after_step:
+                    call()
+                # Sums stay on the device: reading them at every step would make a GPU wait.
+                loss_sum += loss.detach() * len(labels)
+                num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
+                num_images += len(labels)
+                in_step = False
+                keep_if_due()
+        except RuntimeError:
+            if not in_step:  # a signal to the whole process group has ended the data loading processes, too
+                keep_if_due()
+            raise
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     if not torch.isfinite(loss_sum) or not all(torch.isfinite(p).all() for p in trained):
         raise InputError(
@@ -158,7 +216,8 @@ class Trainer:
     Args:
         loader: yields (images, labels, indices), shuffled.
         seed: every epoch is seeded by (seed, stage, epoch), so that a resumed run draws what an undisturbed one draws.
-        set_epoch: tells the loader the moment, (stage as a number, epoch), that its random draws depend on.
+        set_epoch: tells the loader the moment, (stage as a number, epoch), that its random draws depend on, and how
+            many images of it to leave out, which are trained already.
         decay_frequency: see `decay`.
         precision: that steps compute in.
         features: how features are kept where the trunk is frozen.
@@ -173,7 +232,7 @@ class Trainer:
         device: torch.device,
         *,
         seed: int,
-        set_epoch: Callable[[DataLoader, tuple[int, int]], None],
+        set_epoch: Callable[[DataLoader, tuple[int, int], int], None],
         decay_frequency: int,
         precision: Precision = FLOAT32,
         features: FeatureCache | None = None,
@@ -202,17 +261,20 @@ class Trainer:
         after_step: Callable[[], None] | None = None,
         regions: Regions | None = None,
         method: TrainingMethod = PLAIN,
+        pause: Callable[[int, float], Pause] | None = None,
     ) -> Iterator[Epoch]:
         """Train up to epoch `epochs`, yielding after each epoch.
 
         Args:
             stage: the name that seeds depend on and that progress bars show.
             lr: the trunk's learning rate in the first epochs.
-            resumed: the checkpoint to continue from ("epoch", "optimizer"); its epochs count.
+            resumed: the checkpoint to continue from ("epoch", "optimizer", and "within" if it was kept in the middle of
+                the next epoch); its epochs count.
             after_step: called after each optimizer step, for example to project the weights.
             regions: gives the output its `regions`, the branch's logits of object and background. For a model with
                 frozen trunk.
             method: what it does to images, labels and losses, see wsol/methods/base.py.
+            pause: makes what happens between the steps of an epoch, from its number and when it began.
         """
         model.to(self.device)
         done = 0 if resumed is None else resumed["epoch"]
@@ -229,15 +291,23 @@ class Trainer:
         schedule = LambdaLR(optimizer, lambda done: decay(done + 1, self.decay_frequency), last_epoch=done - 1)
         start, self._seconds_before = time.perf_counter() - self._seconds_before, 0.0
         step, loader = self._steps(model, objective, regions, method)
+        within = (resumed or {}).get("within")
         for number in range(done + 1, epochs + 1):
             moment = (zlib.crc32(stage.encode()), number)
             seed_everything(self.seed, *moment)
-            self.set_epoch(loader, moment)
+            self.set_epoch(loader, moment, 0 if within is None else within["num_images"])
             model.train()
+            if within is not None:
+                set_random_states(within)
+                start -= within["seconds"]
             title = f"{stage} epoch {number}"
             with self.profile or nullcontext() as note_step:
                 calls = [call for call in (after_step, note_step) if call is not None]
-                figures = train_one_epoch(step, loader, optimizer, self.device, title, calls, self.precision)
+                pauses = None if pause is None else pause(number, start)
+                figures = train_one_epoch(
+                    step, loader, optimizer, self.device, title, calls, self.precision, pauses, within
+                )
+            within = None
             self.profile = None  # one epoch is enough
             rate, seconds = lr * decay(number, self.decay_frequency), time.perf_counter() - start
             yield Epoch(number, figures, rate, seconds, optimizer, self.precision.state)

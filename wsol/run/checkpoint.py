@@ -17,7 +17,7 @@ from torch import Tensor
 from wsol.backbones import Architecture
 from wsol.backbones.registry import FORMS, LAST_LAYERS
 from wsol.branch import BranchSetting
-from wsol.checked import MAPPING, SCORE, TEXT, TRUTH, WHOLE, Kind, check_fields, listed, one_of, optional
+from wsol.checked import MAPPING, NUMBER, SCORE, TEXT, TRUTH, WHOLE, Kind, check_fields, listed, one_of, optional
 from wsol.errors import InputError, plain_name
 from wsol.files import replacing
 from wsol.log import log
@@ -54,6 +54,15 @@ _TRAINING_STATE = {
     "epoch": WHOLE,
     "best": optional(SCORE),  # NaN once training has diverged
     "optimizer": optional(Kind(lambda value: isinstance(value, dict), "an optimizer's state")),
+}
+_WITHIN = {  # an epoch that was saved in its middle
+    "loss_sum": SCORE,
+    "num_correct": WHOLE,
+    "num_images": WHOLE,
+    "seconds": NUMBER,
+    "torch": Kind(lambda value: isinstance(value, torch.Tensor), "a generator's state"),
+    "cuda": Kind(lambda value: isinstance(value, list), "a list of generators' states"),
+    "numpy": Kind(lambda value: isinstance(value, list) and len(value) == 5, "a generator's state"),
 }
 
 
@@ -133,6 +142,11 @@ class Checkpoint:
             self.path,
             "training cannot be resumed; start from its weights with --ft_ckpt",
         )
+        if (within := self.content.get("within")) is not None:
+            remedy = "training cannot be resumed; start from its weights with --ft_ckpt"
+            if not isinstance(within, dict):
+                raise InputError(f"{self.path}: the field 'within' is not a mapping; {remedy}")
+            check_fields(within, _WITHIN, self.path, remedy)
         return self.content | {"path": self.path}
 
     def _check_branch(self, branch: dict[str, Any]) -> None:

@@ -1,8 +1,8 @@
 """How a command ends: exit code 0; 2 after one line that names the remedy; 130 or 143 after Ctrl-C or SIGTERM.
 
 A traceback, by contrast, is always a defect of the program. A command calls `check_early` before its slow imports and
-`run` to do its work; from the first of these on, a signal ends it within SECONDS_TO_END, with one line and without
-leaving a process behind.
+`run` to do its work; from the first of these on, a signal ends it within SECONDS_TO_END (training first finishes its
+step), with one line and without leaving a process behind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -26,6 +26,7 @@ from wsol.errors import InputError
 from wsol.log import log
 
 SECONDS_TO_END = 8.0
+SECONDS_FOR_A_STEP = 10.0  # that come before, where a block finishes what it is in the middle of
 _SECONDS_BEFORE_INSISTING = 3.0
 _SECONDS_OF_AN_IMPORT = 0.1
 _NOTHING_KEPT = "nothing was written"
@@ -47,6 +48,7 @@ class _State:
     received: int | None = None
     raised = False
     ending = False
+    patient = False  # a block of `finishing` looks for signals itself
     advice = _NOTHING_KEPT
 
 
@@ -158,6 +160,32 @@ def when_interrupted(advice: str) -> None:
     _State.advice = advice
 
 
+@contextlib.contextmanager
+def finishing() -> Iterator[None]:
+    """Inside, a signal raises nothing for up to SECONDS_FOR_A_STEP; the block asks `stop_requested` between its steps.
+
+    A second signal is answered at once.
+    """
+    _State.patient = _State.working and _State.received is None
+    try:
+        yield
+    finally:
+        _State.patient = False
+        stop_if_requested()
+
+
+def stop_requested() -> bool:
+    """Whether a signal has come."""
+    return _State.received is not None
+
+
+def stop_if_requested() -> None:
+    """Raise Interrupted if a signal has come."""
+    if _State.received is not None and not _State.ending:
+        _State.patient, _State.raised = False, True
+        raise Interrupted
+
+
 def _listen() -> None:
     """Answer SIGINT and SIGTERM, and keep libraries from printing what they make of them."""
     owner = os.getpid()
@@ -169,10 +197,15 @@ def _listen() -> None:
             _end(number)
         if _State.ending:
             return
-        if _State.received is None:
+        again = _State.received is not None
+        if not again:
             _State.received = number
             # Not threading.Thread: the signal may have come while the main thread holds one of its locks.
             _thread.start_new_thread(_insist, (number,))
+        if _State.patient and not again:
+            # SIGTERM to a process group ends data loading processes, too; torch would answer that by raising.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            return
         if not _is_importing(frame):
             _State.raised = True
             raise Interrupted
@@ -203,6 +236,9 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 def _insist(number: int) -> None:
     """Raise once imports are done, again if a library swallowed it or tidying up takes too long; then just end."""
+    patience = time.monotonic() + SECONDS_FOR_A_STEP
+    while _State.patient and time.monotonic() < patience:
+        time.sleep(_SECONDS_OF_AN_IMPORT)
     end = time.monotonic() + SECONDS_TO_END
     pause = _SECONDS_BEFORE_INSISTING
     while time.monotonic() < end:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from wsol.checksum import sealed
 from wsol.classifier import Classifier
 from wsol.log import log
-from wsol.run import checkpoint
+from wsol.run import checkpoint, command
 from wsol.run.folder import RunFolder
 from wsol.run.provenance import TrainingRecord
 from wsol.run.wandb_logger import WandbLogger
@@ -52,6 +53,41 @@ class EpochLog:
         log.info("%s epoch %2d %-5s  %s", self.stage, epoch, split, described)
 
 
+class SaveWithin:
+    """A Pause that saves the middle of an epoch: every so often, and when a signal has come, which then ends the run.
+
+    Args:
+        save: writes the checkpoint of a state within the epoch.
+        began: when the epoch began, by time.perf_counter.
+        minutes: between two saves; 0: only at signals.
+    """
+
+    def __init__(self, save: Callable[..., None], began: float, minutes: float):
+        self.save, self.began, self.minutes = save, began, minutes
+        self._saved = time.perf_counter()
+        self._patience: AbstractContextManager[None] | None = None
+
+    def __enter__(self) -> SaveWithin:
+        self._patience = command.finishing()
+        self._patience.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> bool | None:
+        assert self._patience is not None
+        return self._patience.__exit__(*error)
+
+    def is_due(self) -> bool:
+        """Whether a signal has come, or it is time."""
+        late = self.minutes and time.perf_counter() - self._saved > 60 * self.minutes
+        return command.stop_requested() or bool(late)
+
+    def keep(self, within: dict[str, Any], optimizer: torch.optim.Optimizer, precision: dict[str, Any]) -> None:
+        """Save, and end the run if a signal asks for it."""
+        self.save(within | {"seconds": time.perf_counter() - self.began}, optimizer, precision)
+        self._saved = time.perf_counter()
+        command.stop_if_requested()
+
+
 class History:
     """Records the epochs of one stage of training.
 
@@ -61,6 +97,7 @@ class History:
         record: of the epochs trained so far and their settings, prolonged with each epoch.
         prefix: prefix of the checkpoints' names ("vanilla_" for that stage of a b2 run).
         save_every: keep the checkpoint of every N-th epoch; 0: of none.
+        save_minutes: also save within an epoch after so many minutes; 0: only when a signal ends the run.
         resumed: the checkpoint that the stage continues from.
         validate: returns the figures of the val split.
         criterion: the validation figure whose highest value makes a checkpoint `best`; None (no val split): the lowest
@@ -82,11 +119,12 @@ class History:
         validate: Validate | None = None,
         criterion: str | None = None,
         validate_after: Callable[[int], bool] = lambda _epoch: True,
+        save_minutes: float = 0,
     ):
         self.run, self.stage, self.settings, self.record = run, stage, settings, record
         self.epoch_log = EpochLog(run, wandb, stage)
         self.prefix, self.save_every, self.validate, self.criterion = prefix, save_every, validate, criterion
-        self.validate_after = validate_after
+        self.validate_after, self.save_minutes = validate_after, save_minutes
         self.best: float | None = resumed["best"] if resumed else None
 
     def follow(self, epochs: Iterable[Epoch], model: Classifier) -> None:
@@ -97,6 +135,15 @@ class History:
     def save_untrained(self, model: Classifier) -> None:
         """Keep the starting point of a run of 0 epochs, so that it can be evaluated later."""
         self._save("last", self._content(0, model, None))
+
+    def pause(self, model: Classifier, number: int, began: float) -> SaveWithin:
+        """What saves in the middle of an epoch, by its number and when it began; `last` then continues there."""
+
+        def save(within: dict[str, Any], optimizer: torch.optim.Optimizer, precision: dict[str, Any]) -> None:
+            self._save("last", self._content(number - 1, model, optimizer, precision, within))
+            log.info("%s epoch %2d: saved after %d images", self.stage, number, within["num_images"])
+
+        return SaveWithin(save, began, self.save_minutes)
 
     def _record(self, epoch: Epoch, model: Classifier) -> None:
         self.epoch_log.train(epoch)
@@ -124,6 +171,7 @@ class History:
         model: Classifier,
         optimizer: torch.optim.Optimizer | None,
         precision: dict[str, Any] | None = None,
+        within: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """A checkpoint's content, on the CPU."""
         return sealed(
@@ -136,6 +184,7 @@ class History:
                 "state_dict": _on_cpu(model.published_state_dict()),
                 "optimizer": None if optimizer is None else _on_cpu(optimizer.state_dict()),
                 **({"precision": precision} if precision else {}),
+                **({} if within is None else {"within": _on_cpu(within)}),
             }
         )
 
