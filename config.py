@@ -151,7 +151,7 @@ def _flag(name: str, help: str, default: bool | None = False, **properties: Any)
 
 
 _RUN, _DATA, _NETWORK, _TRAINING = "run", "data", "network and branches", "training"
-_MAPS, _WANDB = "maps and metrics", "Weights & Biases"
+_MAPS, _WANDB = "maps and metrics", "Weights & Biases, TensorBoard"
 _METHOD_OPTIONS = "options of training methods"
 _KINDS: dict[str, Callable[[str], Any]] = {"share": share, "positive": positive, "amount": amount}
 _BEARS_ON = {_TRAINING: TRAINING, _METHOD_OPTIONS: TRAINING, _WANDB: NOTHING}
@@ -369,6 +369,7 @@ _MAIN_SETTINGS = (
     # ------------------------------------------------------------- Weights & Biases
     _flag("wandb", "report to Weights & Biases (default: on if --project or --wandb_name is given)", None,
           metavar="on|off", group=_WANDB, follows=("project", "wandb_name")),
+    _flag("tensorboard", "write events for TensorBoard to tensorboard/ in the run folder", group=_WANDB),
     Setting("project", "W&B project", group=_WANDB),
     Setting("wandb_name", "W&B run name (default: the experiment's)", group=_WANDB),
     Setting("wandb_dir", "where W&B writes (default: the run folder)", group=_WANDB),

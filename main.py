@@ -85,6 +85,7 @@ from wsol.run import figures, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import EpochLog, History, Validate
+from wsol.run.loggers import Logger, Loggers, TensorboardLogger, require_tensorboard
 from wsol.run.profiling import profiled
 from wsol.run.provenance import TrainingRecord, code_record, metadata_checksums
 from wsol.run.restore import check_map_settings, check_network, resolve_form, restore
@@ -97,6 +98,8 @@ FIGURE_IMAGES = 6
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     """Configure, build, train, infer, evaluate, report. Returns the content of results.json."""
     config, run, checkpoint = configure(argv)
+    if config.tensorboard:
+        require_tensorboard()
     device = select_device(gpu_indices(config.gpus), config.deterministic)
     precision = Precision(config.amp, device)
     data = read_data(config, checkpoint)
@@ -115,17 +118,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     )
     log_to(run.output / "log.txt")
     log.info("run folder: %s", run.path)
-    wandb = WandbLogger(
-        config.wandb,
-        project=config.project,
-        name=config.wandb_name or config.experiment_name,
-        folder=Path(config.wandb_dir or run.output),
-        config=saved_settings(config),
-    )
+    loggers = open_loggers(config, run)
     results = None
     branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
-        model, branch = train(config, data, model, checkpoint, sources, run, device, precision, wandb)
+        model, branch = train(config, data, model, checkpoint, sources, run, device, precision, loggers)
         if not config.train_only and config.eval_checkpoint_type != "last":
             take_weights(model, Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type)), sources)
     if not config.train_only:
@@ -142,8 +139,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
             colormap=config.colormap,
             formats=config.figure_format,
         )
-        wandb.log_results(results, drawn)
-    wandb.close()
+        loggers.log_results(results, drawn)
+    loggers.close()
     log.info("%s in %s", "results are" if apart else "results and checkpoints are", run.output)
     return results
 
@@ -422,6 +419,24 @@ def image_loader(config: Any, data: WsolData, split: str, augment: str | None = 
     return make_loader(dataset, config.batch_size, config.workers, None if augment is None else config.seed)
 
 
+def open_loggers(config: Any, run: RunFolder) -> Loggers:
+    """Weights & Biases and TensorBoard, as far as they are asked for."""
+    loggers: list[Logger] = [
+        WandbLogger(
+            config.wandb,
+            project=config.project,
+            name=config.wandb_name or config.experiment_name,
+            folder=Path(config.wandb_dir or run.output),
+            config=saved_settings(config),
+            id_file=None if config.eval_only else run.path / "wandb_id.txt",
+            resume=config.resume,
+        )
+    ]
+    if config.tensorboard:
+        loggers.append(TensorboardLogger(run.output / "tensorboard"))
+    return Loggers(loggers)
+
+
 # --------------------------------------------------------------------------- train
 
 
@@ -434,7 +449,7 @@ def train(
     run: RunFolder,
     device: torch.device,
     precision: Precision,
-    wandb: WandbLogger,
+    loggers: Logger,
 ) -> tuple[Classifier, dict[str, Any] | None]:
     """Train what --unfreeze_layer names; in b2 on new classes, train the softmax head first and then add the branch.
 
@@ -511,7 +526,7 @@ def train(
         settings = rebuilds_model | {"model_structure": structure} | ({} if branch is None else {"branch": branch})
         history = History(
             run,
-            wandb,
+            loggers,
             structure,
             settings,
             record,
@@ -541,7 +556,7 @@ def train(
             # Behind a frozen trunk, on the images as they are: their features are computed once for all candidates.
             plain = model.trunk_is_frozen and config.augment != "none" and not config.feature_views
             chooser = new_trainer(config, data, device, precision, "none") if plain else trainer
-            branch = choose_branch(config, data, model, chooser, fit, run, device, wandb)
+            branch = choose_branch(config, data, model, chooser, fit, run, device, loggers)
     validate, criterion = validation(config, data, setting_of(branch), device)
     train_stage(
         config.model_structure,
@@ -598,7 +613,7 @@ def choose_branch(
     fit: Callable[[str, BranchSetting, int, float, Trainer], Iterator[Epoch]],
     run: RunFolder,
     device: torch.device,
-    wandb: WandbLogger,
+    loggers: Logger,
 ) -> dict[str, Any]:
     """Train the branch with each candidate from the same start, and find the one that localizes best on val.
 
@@ -626,7 +641,7 @@ def choose_branch(
     seconds = 0.0
     for setting in candidates:
         model.load_state_dict(untrained)
-        epoch_log = EpochLog(run, wandb, candidate_stage(setting))
+        epoch_log = EpochLog(run, loggers, candidate_stage(setting))
         for epoch in fit("b2", setting, config.epochs, config.lr, trainer):
             epoch_log.train(epoch)
         if same_trunk:
@@ -644,7 +659,7 @@ def choose_branch(
     criterion = val_criterion(config, data)
     for setting, figure in zip(candidates, figures, strict=True):
         noted = {criterion: figure, "seconds": seconds / len(candidates)}
-        EpochLog(run, wandb, candidate_stage(setting)).note(config.epochs, "val", noted)
+        EpochLog(run, loggers, candidate_stage(setting)).note(config.epochs, "val", noted)
     branch = best_on_val([setting.record for setting in candidates], criterion, figures)
     log.info("\n%s\n", tables.branch_table(branch))
     return branch

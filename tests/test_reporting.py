@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from wsol.errors import InputError
 from wsol.evaluation.results import flatten
 from wsol.run import report, tables
 from wsol.run.folder import RunFolder
@@ -171,3 +172,52 @@ def test_overlay_is_blue_where_low_and_red_where_high():
     painted = overlay(image, scoremap).astype(int)
     assert painted.shape == image.shape
     assert painted[10, -1, 0] > painted[10, -1, 2] + 30 and painted[10, 0, 2] > painted[10, 0, 0]
+
+
+def test_tensorboard_gets_epochs_rows_and_figures(shapes):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    from conftest import arguments, metrics_without_times
+
+    import main as program
+
+    results = program.main(arguments(shapes, "--tensorboard", "--methods", "gradcam", "--epochs", "2"))
+    events = accumulator.EventAccumulator(str(shapes / "runs/run/tensorboard"), {"images": 0, "scalars": 0})
+    events.Reload()
+    found = {event.step: event.value for event in events.Scalars("b2/train/loss")}
+    lines = metrics_without_times(shapes / "runs/run")
+    expected = {line["epoch"]: line["loss"] for line in lines if (line["stage"], line["split"]) == ("b2", "train")}
+    assert found == pytest.approx(expected, rel=1e-4) and set(found) == {1, 2}
+    (value,) = events.Scalars("test/maxboxacc_v2/gradcam_softmax")
+    assert value.value == pytest.approx(results["rows"][0]["maxboxacc_v2"], rel=1e-5)
+    assert "figures/maps_gradcam" in events.Tags()["images"]
+
+
+def test_tensorboard_that_is_missing_is_named_before_any_work(shapes, monkeypatch):
+    from conftest import arguments
+
+    import main as program
+
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(InputError, match="needs the package tensorboard: pip install tensorboard"):
+        program.main(arguments(shapes, "--tensorboard"))
+    assert not (shapes / "runs").exists()
+
+
+def test_a_resumed_run_goes_on_in_its_wandb_run(tmp_path, monkeypatch):
+    started = []
+
+    class Wandb:
+        Settings = staticmethod(lambda **_: None)
+
+        @staticmethod
+        def init(**settings):
+            started.append(settings)
+            return type("Run", (), {"id": settings.get("id", "abc123")})
+
+    monkeypatch.setitem(sys.modules, "wandb", Wandb)
+    common = {"project": None, "name": "x", "folder": tmp_path, "config": {}, "id_file": tmp_path / "wandb_id.txt"}
+    WandbLogger(True, **common)
+    WandbLogger(True, **common, resume=True)
+    WandbLogger(True, **common)  # a run that replaces it begins another one
+    assert [settings.get("id") for settings in started] == [None, "abc123", None]
+    assert started[1]["resume"] == "allow" and (tmp_path / "wandb_id.txt").read_text() == "abc123\n"

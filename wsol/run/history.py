@@ -14,22 +14,22 @@ from wsol.classifier import Classifier
 from wsol.log import log
 from wsol.run import checkpoint, command
 from wsol.run.folder import RunFolder
+from wsol.run.loggers import Logger
 from wsol.run.provenance import TrainingRecord
-from wsol.run.wandb_logger import WandbLogger
 from wsol.training import Epoch
 
 Validate = Callable[[Classifier], dict[str, float]]
 
 
 class EpochLog:
-    """Where the figures of a stage's epochs go: one line each in the log and in metrics.jsonl, and to Weights & Biases.
+    """Where the figures of a stage's epochs go: one line each in the log and in metrics.jsonl, and to the loggers.
 
     Args:
         stage: the name of the stage there.
     """
 
-    def __init__(self, run: RunFolder, wandb: WandbLogger, stage: str):
-        self.run, self.wandb, self.stage = run, wandb, stage
+    def __init__(self, run: RunFolder, loggers: Logger, stage: str):
+        self.run, self.loggers, self.stage = run, loggers, stage
 
     def train(self, epoch: Epoch) -> None:
         """Note the training figures of an epoch."""
@@ -46,7 +46,7 @@ class EpochLog:
         """Note figures of a split after an epoch."""
         rounded = {key: float(f"{value:.6g}") for key, value in figures.items()}
         self.run.append_metrics(stage=self.stage, epoch=epoch, split=split, **rounded)
-        self.wandb.log_metrics(
+        self.loggers.log_metrics(
             {f"{self.stage}/{split}/{key}": value for key, value in figures.items()} | {f"{self.stage}/epoch": epoch}
         )
         described = "  ".join(f"{key} {value:.4g}" for key, value in rounded.items())
@@ -108,7 +108,7 @@ class History:
     def __init__(
         self,
         run: RunFolder,
-        wandb: WandbLogger,
+        loggers: Logger,
         stage: str,
         settings: dict[str, Any],
         record: TrainingRecord,
@@ -122,7 +122,7 @@ class History:
         save_minutes: float = 0,
     ):
         self.run, self.stage, self.settings, self.record = run, stage, settings, record
-        self.epoch_log = EpochLog(run, wandb, stage)
+        self.epoch_log = EpochLog(run, loggers, stage)
         self.prefix, self.save_every, self.validate, self.criterion = prefix, save_every, validate, criterion
         self.validate_after, self.save_minutes = validate_after, save_minutes
         self.best: float | None = resumed["best"] if resumed else None

@@ -9,6 +9,7 @@ from typing import Any
 
 from wsol.cam import Variant
 from wsol.evaluation.results import flatten
+from wsol.files import write_file
 from wsol.log import log
 
 
@@ -20,14 +21,28 @@ class WandbLogger:
         project, name: of the W&B run.
         folder: where W&B writes its files.
         config: the run's settings.
+        id_file: where the W&B run's id is kept.
+        resume: go on in the W&B run of that id.
     """
 
-    def __init__(self, enabled: bool, *, project: str | None, name: str, folder: Path, config: dict[str, Any]):
+    def __init__(
+        self,
+        enabled: bool,
+        *,
+        project: str | None,
+        name: str,
+        folder: Path,
+        config: dict[str, Any],
+        id_file: Path | None = None,
+        resume: bool = False,
+    ):
         self._run: Any = None
         if enabled:
-            self._guard(self._start, project or "dual-cam", name, folder, config)
+            self._guard(self._start, project or "dual-cam", name, folder, config, id_file, resume)
 
-    def _start(self, project: str, name: str, folder: Path, config: dict[str, Any]) -> None:
+    def _start(
+        self, project: str, name: str, folder: Path, config: dict[str, Any], id_file: Path | None, resume: bool
+    ) -> None:
         import wandb  # here, because it takes seconds to import and most runs do without it
 
         mode: Any = os.environ.get("WANDB_MODE")
@@ -39,6 +54,9 @@ class WandbLogger:
                 folder / "wandb",
             )
         folder.mkdir(parents=True, exist_ok=True)
+        same: dict[str, Any] = {}
+        if resume and id_file is not None and id_file.is_file():
+            same = {"id": id_file.read_text().strip(), "resume": "allow"}
         self._run = wandb.init(
             project=project,
             name=name,
@@ -46,7 +64,10 @@ class WandbLogger:
             config=config,
             mode=mode,
             settings=wandb.Settings(init_timeout=20, silent=True),
+            **same,
         )
+        if id_file is not None and not same:
+            write_file(id_file, f"{self._run.id}\n")
 
     def _guard(self, action: Callable[..., object], *arguments: Any, **named: Any) -> None:
         try:
