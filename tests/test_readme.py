@@ -93,6 +93,13 @@ def test_a_python_block_runs(code, tmp_path):
 # ------------------------------------------------------------------- commands
 
 
+def unknown_flags(program, arguments, *subcommand):
+    """The flags among a command's arguments that the program does not have."""
+    known = flags_of(program, *subcommand)
+    flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    return [flag for flag in flags if not is_known(flag, known)]
+
+
 def test_commands_name_existing_files_and_flags():
     problems = []
     for page, line in command_lines():
@@ -104,10 +111,14 @@ def test_commands_name_existing_files_and_flags():
             program = "main.py"
         if not program.endswith(".py"):  # test.sh hands its flags to pytest, prepare_data.sh has none
             continue
+        if "--" in arguments:  # what follows goes to main.py
+            place = arguments.index("--")
+            problems += [
+                f"{page.name}: main.py has no {flag}" for flag in unknown_flags("main.py", arguments[place + 1 :])
+            ]
+            arguments = arguments[:place]
         subcommand = arguments[:1] if program == "scripts/prepare_metadata.py" else []
-        known = flags_of(program, *subcommand)
-        flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
-        problems += [f"{page.name}: {program} has no {flag}" for flag in flags if not is_known(flag, known)]
+        problems += [f"{page.name}: {program} has no {flag}" for flag in unknown_flags(program, arguments, *subcommand)]
     assert problems == []
 
 
