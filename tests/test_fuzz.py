@@ -35,7 +35,7 @@ import compare_runs
 import export_checkpoint
 import prepare_metadata
 
-CASES = int(os.environ.get("WSOL_FUZZ_CASES", "30"))
+CASES = int(os.environ.get("WSOL_FUZZ_CASES", "20"))
 SEED = int(os.environ.get("WSOL_FUZZ_SEED", "17"))
 
 DEEP = 3000  # beyond Python's limit of recursion

@@ -68,9 +68,8 @@ def wsolevaluation_trains(root, preset, sizes):
         assert {path.name for path in folder.glob("*.tar")} == {"best_checkpoint.pth.tar", "last_checkpoint.pth.tar"}
 
 
-@pytest.mark.parametrize("preset", [None, "wsolevaluation"])
-def test_wsolevaluation_s_training(tmp_path, preset):
-    wsolevaluation_trains(tmp_path, preset, SMALL)
+def test_wsolevaluation_s_training(tmp_path):
+    wsolevaluation_trains(tmp_path, "wsolevaluation", SMALL)
 
 
 @pytest.mark.parametrize("preset", [None, "wsolevaluation", "dualcam"])
@@ -111,7 +110,6 @@ def dualcam_trains(root, name, preset, sizes):
 @pytest.mark.parametrize(
     "name, preset",
     [
-        ("CUB 1-2", None),
         ("CUB 1-2", "dualcam"),
         ("OpenImages 3-2", "dualcam"),
         ("ILSVRC 2-4", "dualcam"),

@@ -70,11 +70,6 @@ def trains(tmp_path, name, monkeypatch):
     assert again["rows"] == results["rows"]
 
 
-@pytest.mark.parametrize("name", ["CUB/inception_v3_cam_ours", "OpenImages/resnet50_cam_ours"])
-def test_a_recipe_trains_and_evaluates(tmp_path, name, monkeypatch):
-    trains(tmp_path, name, monkeypatch)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_trains_and_evaluates(tmp_path, name, monkeypatch):

@@ -148,7 +148,7 @@ def test_a_damaged_middle_is_named(shapes, monkeypatch):
 def start(root, name, *more):
     argv = ["--dataset_name", "Shapes", "--root", "runs", "--experiment_name", name, "--train_only"]
     argv += "--architecture mobilenetv2_035 --pretrained FALSE --crop_size 32 --resize_size 40".split()
-    argv += [*WHOLE, "--batch_size", "2", "--epochs", "6", "--workers", "2", "--methods", "gradcam"]
+    argv += [*WHOLE, "--batch_size", "2", "--epochs", "4", "--workers", "2", "--methods", "gradcam"]
     argv += ["--cam_curve_interval", "0.05", "--save_minutes", "0.005"]
     return subprocess.Popen(
         [sys.executable, str(ROOT / "main.py"), *(more or argv)],
@@ -163,7 +163,7 @@ def start(root, name, *more):
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):
     """SIGKILL, SIGTERM and Ctrl-C to the process group, workers on; WSOL_KILLS=100 for a soak."""
-    root = write_dataset(tmp_path, "Shapes", images=16)
+    root = write_dataset(tmp_path, "Shapes", images=12)
     whole = start(root, "whole")
     begun = time.monotonic()
     assert whole.wait(timeout=300) == 0, whole.stderr.read()
