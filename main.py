@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     if config.tensorboard:
         require_tensorboard()
     device = select_device(gpu_indices(config.gpus), config.deterministic)
-    precision = Precision(config.amp, device)
+    precision = Precision("off" if config.eval_only else config.amp, device)
     data = read_data(config, checkpoint)
     model, class_names = build_model(config, data, checkpoint)
     describe(config, data, model)
