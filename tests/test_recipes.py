@@ -91,6 +91,7 @@ def script(name, folder, filter_, *flags):
     )
 
 
+@pytest.mark.slow
 def test_a_branch_waits_for_its_twin_and_finished_runs_are_left_alone(tmp_path):
     write_published(tmp_path, "CUB")
     early = script("run_train.sh", tmp_path, "CUB/resnet50_cam_ours", *SMALL)

@@ -1,6 +1,6 @@
 """Ctrl-C and SIGTERM to the process group of the real command, at random moments of its life, workers on.
 
-WSOL_SIGNALS=100 pytest tests/test_signals.py sends more than the 12 of every test run.
+WSOL_SIGNALS=100 pytest tests/test_signals.py sends more than the 8 of every test run.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from conftest import ROOT, write_dataset
 
 from wsol.run import command
 
-COUNT = int(os.environ.get("WSOL_SIGNALS", "12"))
+COUNT = int(os.environ.get("WSOL_SIGNALS", "8"))
 SECONDS_ALLOWED = 10
 
 
