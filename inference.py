@@ -27,8 +27,9 @@ from wsol.run import command
 if __name__ == "__main__":
     command.check_early(parse_picture_args)  # the imports below take seconds; --help and mistyped flags should not
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,8 +150,8 @@ class Explanation(NamedTuple):
     """What is drawn of one picture.
 
     subject: the explained class, in words. classes: (name, probability), most likely first. maps: variant → score map
-    in [0, 1]. raw: variant → raw map. degenerate: variants whose map is constant or not finite. further: folder → a
-    figure for it.
+    in [0, 1]. raw: variant → raw map. degenerate: variants whose map is constant or not finite. further: draws, over
+    the decoded picture, a figure for each of further folders.
     """
 
     picture: Picture
@@ -159,7 +160,7 @@ class Explanation(NamedTuple):
     maps: Mapping[Variant, NDArray[np.float32]]
     raw: Mapping[Variant, NDArray[np.float32]]
     degenerate: list[Variant]
-    further: Mapping[str, NDArray[np.uint8]]
+    further: Callable[[NDArray[np.uint8]], dict[str, NDArray[np.uint8]]] | None
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -367,10 +368,14 @@ def explain(
                     {variant: maps[i] for variant, maps in scoremaps.items()},
                     {variant: maps[i] for variant, maps in on_cpu.items()},
                     [variant for variant, bad in degenerate.items() if bad[i]],
-                    {}
+                    None
                     if draw_further is None
-                    else draw_further(
-                        i, pictures[index], subjects[i], {variant: maps[i] for variant, maps in scoremaps.items()}
+                    else partial(
+                        draw_further,
+                        i,
+                        pictures[index],
+                        subjects[i],
+                        {variant: maps[i] for variant, maps in scoremaps.items()},
                     ),
                 )
                 for i, index in enumerate(indices.tolist())
@@ -413,7 +418,7 @@ def draw(
         write_file(path, jpeg_bytes(overlay(image, explanation.maps[variant], colormap)))
     for variant, path in zip(rows, others[len(rows) :], strict=False):
         write_file(path, npy_bytes(explanation.raw[variant]))
-    for folder, figure in explanation.further.items():
+    for folder, figure in (explanation.further(image) if explanation.further is not None else {}).items():
         write_file(further_path(out, explanation.picture, folder), jpeg_bytes(figure))
 
 

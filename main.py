@@ -77,7 +77,7 @@ from wsol.features import FeatureCache, KeptActivations
 from wsol.log import log, log_to, start_log
 from wsol.losses import OBJECTIVES
 from wsol.methods import METHODS
-from wsol.metrics.box_metrics import CONTOURS, HEADLINES
+from wsol.metrics.box_metrics import CONTOURS, headline
 from wsol.metrics.measures import COST
 from wsol.precision import Precision
 from wsol.run import checkpoint as checkpoints
@@ -721,12 +721,7 @@ def explaining_head(config: Any) -> str:
 
 def val_criterion(config: Any, data: WsolData) -> str:
     """The name of the figure of the val split that chooses between checkpoints and between settings."""
-    return headline(config, data.splits["val"])
-
-
-def headline(config: Any, metadata: SplitMetadata) -> str:
-    """The name of the figure that a run is judged by; see `HEADLINES`."""
-    return "pxap" if metadata.boxes is None else HEADLINES[config.multi_contour_eval, config.multi_iou_eval]
+    return headline(data.splits["val"].boxes is not None, config.multi_contour_eval, config.multi_iou_eval)
 
 
 def val_figures(
@@ -907,7 +902,7 @@ def measure(
         "weights": checksum(model.published_state_dict()),
         **sources,
         "versions": versions(),
-        "localization": headline(config, test),
+        "localization": headline(test.boxes is not None, config.multi_contour_eval, config.multi_iou_eval),
         "contours": {key: mode for key, mode in CONTOURS.items() if any(key in row for row in metrics["rows"])},
         "intervals": intervals,
         **({} if choice is None else {"affinity": choice}),

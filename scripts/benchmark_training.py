@@ -38,8 +38,8 @@ import main as program
 from config import parse_args as parse_args_of_main
 from wsol import CamExtractor, build, dualize, to_scoremaps
 from wsol.datasets.writer import DatasetMetadata, Record, write_metadata
-from wsol.errors import InputError
 from wsol.features import cache_features
+from wsol.files import write_file
 from wsol.losses import OBJECTIVES
 from wsol.metrics import BoxAccuracy
 from wsol.precision import Precision
@@ -262,10 +262,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             results["maps"] = rates(args, map_settings(args, device), device)
             print_rates(f"maps and metrics, {args.methods}", results["maps"])
     if args.out:
-        try:
-            args.out.write_text(json.dumps(results, indent=2) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {args.out}: {error.strerror}") from error
+        write_file(args.out, json.dumps(results, indent=2) + "\n")
     return results
 
 

@@ -434,14 +434,13 @@ def new_study(args: argparse.Namespace, flags: list[str], study: Study) -> None:
 def headline_of(config: Any) -> str:
     """The figure that runs of this config are judged by on val."""
     from wsol.datasets.load import load_data
-    from wsol.metrics.box_metrics import HEADLINES
+    from wsol.metrics.box_metrics import headline
 
     roots = [config.data_root, config.metadata_root, config.mask_root]
     data = load_data(config.dataset_name, *roots, splits=("train", "val"), seed=config.seed)
     if "val" not in data.splits:
         raise InputError(f"{config.metadata_root}/{data.name} has no val split to choose on")
-    boxes = data.splits["val"].boxes is not None
-    return HEADLINES[config.multi_contour_eval, config.multi_iou_eval] if boxes else "pxap"
+    return headline(data.splits["val"].boxes is not None, config.multi_contour_eval, config.multi_iou_eval)
 
 
 def launch(args: argparse.Namespace, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -190,6 +191,19 @@ def arguments(root: Path, *more: str, dataset: str = "Shapes", name: str = "run"
         "none",
         *more,
     ]
+
+
+def start_main(root: Path, *argv: str) -> subprocess.Popen:
+    """main.py in a process group of its own, in a folder, with its output in pipes."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "main.py"), *argv],
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
 
 
 def files_below(folder: Path, without: tuple[str, ...] = ()) -> dict[str, bytes]:

@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, write_dataset
+from conftest import ROOT, start_main, write_dataset
 
 from wsol.run import command
 
@@ -31,15 +31,7 @@ def start(root: Path, name: str, *more: str) -> subprocess.Popen:
         *("--branch_choice", "given", "--batch_size", "4", "--epochs", "2", "--workers", "2", "--methods", "gradcam"),
         *("--cam_curve_interval", "0.05", "--bootstrap", "50"),
     ]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *argv, *more],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return start_main(root, *argv, *more)
 
 
 def left_of(group: int, seconds: float = 2.0) -> list[str]:

@@ -3,14 +3,12 @@
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, arguments, checkpoint_content, killed_after, metrics_without_times, write_dataset
+from conftest import arguments, checkpoint_content, killed_after, metrics_without_times, start_main, write_dataset
 
 import main as program
 from wsol import training
@@ -150,15 +148,7 @@ def start(root, name, *more):
     argv += "--architecture mobilenetv2_035 --pretrained FALSE --crop_size 32 --resize_size 40".split()
     argv += [*WHOLE, "--batch_size", "2", "--epochs", "4", "--workers", "2", "--methods", "gradcam"]
     argv += ["--cam_curve_interval", "0.05", "--save_minutes", "0.005"]
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "main.py"), *(more or argv)],
-        cwd=root,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    return start_main(root, *(more or argv))
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_nothing_had_happened(tmp_path):

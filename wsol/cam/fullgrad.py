@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsol.cam.forward_pass import ForwardPass, HeadView
+from wsol.cam.targets import logit
 from wsol.layout import find_layout
 
 _BATCH_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm)
@@ -65,10 +66,7 @@ def _full_gradients_of(shared: ForwardPass, images: Tensor, class_ids: Tensor) -
     finally:
         for handle in handles:
             handle.remove()
-    return {
-        head: _saliency(scores.gather(1, class_ids[:, None]).sum(), images, outputs, biases)
-        for head, scores in logits.items()
-    }
+    return {head: _saliency(logit(scores, class_ids).sum(), images, outputs, biases) for head, scores in logits.items()}
 
 
 def _bias(layer: nn.Module) -> Tensor:

@@ -69,6 +69,11 @@ FIXED_KEYS = tuple(key for key, metric in BOX_METRICS.items() if metric.tau == "
 VAL_KEYS = {"gt_loc_val": "gt_loc_best", "top1_loc_val": "top1_loc_best"}
 
 
+def headline(has_boxes: bool, multi_contour_eval: bool, multi_iou_eval: bool) -> str:
+    """The name of the figure that a run on such data is judged by; where there are masks alone, PxAP."""
+    return HEADLINES[multi_contour_eval, multi_iou_eval] if has_boxes else "pxap"
+
+
 class BoxCounts(NamedTuple):
     """How many images of each of L groups are right, at C thresholds tau and D IoU thresholds delta."""
 

@@ -15,13 +15,12 @@ from wsol.cam import CAM_METHODS, CamExtractor, Variant, get_method, to_scoremap
 from wsol.cam.factorization import concept_logits, factorize
 from wsol.cam.guided import guided_backpropagation
 from wsol.classifier import Classifier
-from wsol.datasets.images import load_picture
 from wsol.datasets.pictures import Picture
 from wsol.errors import InputError
 from wsol.run.picture_figures import channel_sheet, concept_sheet, guided_sheet, strongest_channels
 
-# Place in the batch, picture, explained class in words, score maps → folder → figure.
-Draw = Callable[[int, Picture, str, Mapping[Variant, NDArray]], dict[str, NDArray[np.uint8]]]
+# Place in the batch, picture, explained class in words, score maps, decoded picture (H, W, 3) → folder → figure.
+Draw = Callable[[int, Picture, str, Mapping[Variant, NDArray], NDArray[np.uint8]], dict[str, NDArray[np.uint8]]]
 
 
 class FurtherFigures:
@@ -80,9 +79,8 @@ class FurtherFigures:
             guided = guided_backpropagation(self.model, images, class_ids).cpu().numpy()
 
         def draw_further(
-            i: int, picture: Picture, subject: str, scoremaps: Mapping[Variant, NDArray]
+            i: int, picture: Picture, subject: str, scoremaps: Mapping[Variant, NDArray], image: NDArray[np.uint8]
         ) -> dict[str, NDArray[np.uint8]]:
-            image = np.asarray(load_picture(picture.path))
             figures = {}
             for row, of_row in weights.items():
                 channels = strongest_channels(of_row[i], activations[row][i], config.explain_channels)
