@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
+from wsol import distributed
 from wsol.datasets.images import load_image, load_picture
 from wsol.datasets.reader import SplitMetadata
 from wsol.datasets.transforms import eval_tensor, normalized
@@ -135,17 +136,22 @@ def make_loader(
 
     BatchNorm cannot learn from a single image, so a last training batch of one image is left out; each epoch, this is
     a different image.
+
+    Args:
+        batch_size: over all processes; each gives its share of every batch in training, and in evaluation batches of
+            that size from its shard.
     """
-    sampler = None if shuffle_seed is None else EpochShuffle(len(dataset), shuffle_seed)
+    pin = torch.cuda.is_available()
+    share = distributed.share_of(batch_size)
+    if shuffle_seed is None:
+        shard = distributed.shard_of_batches(len(dataset), share)
+        return parallel_loader(dataset, share, workers, sampler=shard, pin_memory=pin)
+    sampler = EpochShuffle(len(dataset), shuffle_seed)
     ends_with_one = len(dataset) > batch_size > 1 and len(dataset) % batch_size == 1
-    return parallel_loader(
-        dataset,
-        batch_size,
-        workers,
-        sampler=sampler,
-        drop_last=sampler is not None and ends_with_one,
-        pin_memory=torch.cuda.is_available(),
-    )
+    if distributed.world_size() > 1:
+        batches = distributed.BatchShares(sampler, batch_size, ends_with_one)
+        return parallel_loader(dataset, 1, workers, batch_sampler=batches, pin_memory=pin)
+    return parallel_loader(dataset, batch_size, workers, sampler=sampler, drop_last=ends_with_one, pin_memory=pin)
 
 
 def set_epoch(loader: DataLoader, moment: tuple[int, int], skip: int = 0) -> None:
@@ -153,5 +159,6 @@ def set_epoch(loader: DataLoader, moment: tuple[int, int], skip: int = 0) -> Non
 
     skip: leave out so many images from the beginning, which a run that goes on has seen.
     """
-    if isinstance(loader.sampler, EpochShuffle):
-        loader.sampler.moment, loader.sampler.skip = moment, skip
+    sampler = getattr(loader.batch_sampler, "sampler", None)
+    if isinstance(sampler, EpochShuffle):
+        sampler.moment, sampler.skip = moment, skip

@@ -4,6 +4,7 @@ python main.py                              # the built-in example, a few minute
 python main.py --help                       # every setting
 python main.py --dataset_name CUB --architecture resnet50 --methods cam,gradcam
 python main.py --experiment_name run-1 --eval_only
+torchrun --nproc_per_node 8 main.py --dataset_name ILSVRC ...    # eight GPUs
 """
 
 import signal
@@ -51,7 +52,7 @@ from torch.utils.data import DataLoader
 
 from data_loaders import ImageDataset, make_loader, set_epoch
 from inference import compute_scoremaps
-from wsol import build, dualize
+from wsol import build, distributed, dualize
 from wsol.backbones import get_architecture
 from wsol.branch import CANDIDATES, BranchSetting
 from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
@@ -96,14 +97,23 @@ FIGURE_IMAGES = 6
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any] | None:
-    """Configure, build, train, infer, evaluate, report. Returns the content of results.json."""
+    """Configure, build, train, infer, evaluate, report. Returns the content of results.json, on the main process."""
     config, run, checkpoint = configure(argv)
     if config.tensorboard:
         require_tensorboard()
     device = select_device(gpu_indices(config.gpus), config.deterministic)
+    with distributed.group(device):
+        return carry_out(config, run, checkpoint, device)
+
+
+def carry_out(
+    config: Any, run: RunFolder, checkpoint: Checkpoint | None, device: torch.device
+) -> dict[str, Any] | None:
+    """What the configuration asks for; every process of a group does its share of it."""
     precision = Precision("off" if config.eval_only else config.amp, device)
-    data = read_data(config, checkpoint)
-    model, class_names = build_model(config, data, checkpoint)
+    with distributed.main_first():  # it may write a data set, or fetch weights
+        data = read_data(config, checkpoint)
+        model, class_names = build_model(config, data, checkpoint)
     describe(config, data, model)
     if config.dry_run:
         return None
@@ -116,17 +126,23 @@ def main(argv: list[str] | None = None) -> dict[str, Any] | None:
     command.when_interrupted(
         f"{run.path} has what was finished; go on with --root {run.root} --experiment_name {run.path.name} {how}"
     )
-    log_to(run.output / "log.txt")
+    if distributed.is_main():
+        log_to(run.output / "log.txt")
     log.info("run folder: %s", run.path)
+    if distributed.world_size() > 1:
+        log.info("processes: %d, which share batches of %d images", distributed.world_size(), config.batch_size)
     loggers = open_loggers(config, run)
     results = None
     branch = checkpoint.branch if checkpoint is not None else None
     if not config.eval_only:
         model, branch = train(config, data, model, checkpoint, sources, run, device, precision, loggers)
+        distributed.barrier()  # until the checkpoints are written
         if not config.train_only and config.eval_checkpoint_type != "last":
             take_weights(model, Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type)), sources)
     if not config.train_only:
         measured = measure(config, data, model, class_names, branch, sources, run, device)
+        if measured is None:
+            return None
         results = measured.results
         report.write(run, results, measured.images, class_names)
         log.info("\n%s", tables.summary(results))
@@ -420,7 +436,9 @@ def image_loader(config: Any, data: WsolData, split: str, augment: str | None = 
 
 
 def open_loggers(config: Any, run: RunFolder) -> Loggers:
-    """Weights & Biases and TensorBoard, as far as they are asked for."""
+    """Weights & Biases and TensorBoard, as far as they are asked for, on the main process."""
+    if not distributed.is_main():
+        return Loggers([])
     loggers: list[Logger] = [
         WandbLogger(
             config.wandb,
@@ -468,7 +486,7 @@ def train(
         for candidate in resumed.get("branch", {}).get("candidates", []):
             last_epochs[candidate_stage(setting_of(candidate))] = math.inf
     run.forget_metrics_after(last_epochs)  # epochs that no checkpoint has are trained again
-    profile = profiled(run.path / "profile") if config.profile else None
+    profile = profiled(run.path / "profile") if config.profile and distributed.is_main() else None
     trainer = new_trainer(config, data, device, precision, config.augment, profile)
     method = METHODS[config.wsol_method](config)
     rebuilds_model = {
@@ -733,7 +751,8 @@ def val_figures(
     loader = image_loader(config, data, "val")
     for batch in new_scoremaps(config, extractor, loader, device, "choose on val"):
         evaluation.update(batch, load_ground_truth(evaluation.metadata, batch.indices))
-    return [row["localization"] for row in evaluation.compute()["rows"]]
+    total = evaluation.over_processes()
+    return distributed.from_main(lambda: [row["localization"] for row in total.compute()["rows"]])
 
 
 def validation(
@@ -748,7 +767,7 @@ def validation(
     criterion = val_criterion(config, data)
     objective = OBJECTIVES[config.model_structure](config.c1, config.c2, setting.c2_weight)
     images = image_loader(config, data, "val")
-    kept = KeptActivations(config.methods[0], len(data.splits["val"]))
+    kept = KeptActivations(config.methods[0], len(images.sampler))  # type: ignore[arg-type]
     kept.usable = kept.usable and config.feature_cache != "off"
 
     def validate(model: Classifier) -> dict[str, float]:
@@ -758,13 +777,18 @@ def validation(
         loss = 0.0
         for batch in new_scoremaps(config, extractor, loader, device, "validate"):
             evaluation.update(batch, load_ground_truth(evaluation.metadata, batch.indices))
-            kept.add(model, extractor.activations[config.methods[0]], batch.labels, batch.logits)
+            kept.add(model, extractor.activations[config.methods[0]], batch.labels, batch.indices, batch.logits)
             output = Output(batch.logits, batch.sigmoid_logits)
             loss += objective(output, torch.from_numpy(batch.labels)).item() * len(batch.labels)
-        metrics = evaluation.compute()
-        (row,) = metrics["rows"]
-        figures = {"loss": loss / metrics["num_images"], "top1": metrics["classification"]["top1"]}
-        return figures | ({criterion: row["localization"]} if "localization" in row else {})
+        total, (sum_of_losses,) = evaluation.over_processes(), distributed.sum_numbers([loss])
+
+        def figures() -> dict[str, float]:
+            metrics = total.compute()
+            (row,) = metrics["rows"]
+            of_heads = {"loss": sum_of_losses / metrics["num_images"], "top1": metrics["classification"]["top1"]}
+            return of_heads | ({criterion: row["localization"]} if "localization" in row else {})
+
+        return distributed.from_main(figures)
 
     return validate, criterion
 
@@ -824,8 +848,10 @@ def measure(
     sources: dict[str, Any],
     run: RunFolder,
     device: torch.device,
-) -> Measured:
+) -> Measured | None:
     """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test.
+
+    None on processes other than the main one, which has their share of the images.
 
     Args:
         branch: how the sigmoid branch was trained, for results.json; None if there is none or it is not known.
@@ -855,6 +881,7 @@ def measure(
     if "val" in data.splits:
         val = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
         evaluate(config, data, val, extractor, run, device)
+        val = val.over_processes()
     keep = [round(i * (len(test) - 1) / max(FIGURE_IMAGES - 1, 1)) for i in range(FIGURE_IMAGES)]
     evaluation = new_evaluation(config, test, extractor.variants, keep=keep, record=True)
     fidelity = None
@@ -864,6 +891,11 @@ def measure(
             extractor.variants, config.fidelity, heads, batch=config.batch_size, seed=config.seed
         )
     evaluate(config, data, evaluation, extractor, run, device, fidelity)
+    evaluation = evaluation.over_processes()
+    if fidelity is not None:
+        fidelity = fidelity.over_processes()
+    if not distributed.is_main():
+        return None
 
     computing = time.perf_counter()
     metrics = evaluation.compute(val)

@@ -221,7 +221,7 @@ def test_what_cannot_be_kept(monkeypatch):
 
     def kept(model, activations=activations, logits=logits):
         cache = KeptActivations("cam", 4)
-        cache.add(model, activations, labels, logits)
+        cache.add(model, activations, labels, np.arange(4), logits)
         return cache.source(model, DataLoader([0], batch_size=2))[0] is not model
 
     assert kept(dual)

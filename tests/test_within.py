@@ -45,11 +45,10 @@ def interrupt_after(monkeypatch, steps):
         return len(asked) == steps
 
     def stop():
-        if len(asked) == steps:
-            raise command.Interrupted
+        raise command.Interrupted
 
     monkeypatch.setattr(command, "stop_requested", requested)
-    monkeypatch.setattr(command, "stop_if_requested", stop)
+    monkeypatch.setattr(command, "stop", stop)
 
 
 # Of 3 steps each epoch: in the middle, at the end, and in the next stage.

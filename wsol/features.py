@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from wsol import distributed
 from wsol.cam.regions import Regions
 from wsol.cam.registry import get_method
 from wsol.checksum import checksum
@@ -63,10 +64,12 @@ class Features(Dataset):
     Args:
         parts: arrays (V, N, ...): of V views, epoch e sees view (e - 1) mod V.
         labels: (N,) int64.
+        shard: the indices of these images in the data set; None: all of it. Of several processes each has its own.
     """
 
-    def __init__(self, parts: Sequence[NDArray], labels: NDArray[np.int64]):
+    def __init__(self, parts: Sequence[NDArray], labels: NDArray[np.int64], shard: range | None = None):
         self.parts, self.labels = list(parts), labels
+        self.shard = range(len(labels)) if shard is None else shard
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -75,18 +78,21 @@ class Features(Dataset):
         return tuple(values[0] for values in self.__getitems__([index]))
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """A whole batch at once; the indices of an epoch all carry its number."""
-        rows = np.asarray([int(index) for index in indices])
-        epoch = indices[0].moment[1] if isinstance(indices[0], EpochIndex) else 1
+        """A whole batch at once, perhaps of no image; the indices of an epoch all carry its number."""
+        rows = np.asarray([self.shard.index(int(index)) for index in indices], np.int64)
+        epoch = indices[0].moment[1] if len(indices) and isinstance(indices[0], EpochIndex) else 1
         of_view = [part[(epoch - 1) % len(part)] for part in self.parts]
         return (
             *(torch.from_numpy(np.asarray(part[rows], np.float32)) for part in of_view),
             torch.from_numpy(self.labels[rows]),
-            torch.from_numpy(rows),
+            torch.tensor([int(index) for index in indices], dtype=torch.long),
         )
 
     def loader(self, batch_size: int, sampler: Any = None) -> DataLoader:
-        """A loader of whole batches, in this process."""
+        """A loader of whole batches, in this process; of several processes each has its own images of every batch."""
+        if distributed.world_size() > 1:
+            batches = distributed.BatchShares(sampler, batch_size, own=True)
+            return parallel_loader(self, 1, 0, batch_sampler=batches, collate_fn=_as_it_is)
         return parallel_loader(self, batch_size, 0, sampler=sampler, collate_fn=_as_it_is)
 
 
@@ -95,16 +101,16 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class _InOrder(Sampler[EpochIndex]):
-    """All indices in order, of one moment."""
+    """Indices in order, of one moment."""
 
-    def __init__(self, length: int, moment: tuple[int, int]):
-        self.length, self.moment = length, moment
+    def __init__(self, indices: range, moment: tuple[int, int]):
+        self.indices, self.moment = indices, moment
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.indices)
 
     def __iter__(self) -> Iterator[EpochIndex]:
-        return (EpochIndex(index, self.moment) for index in range(self.length))
+        return (EpochIndex(index, self.moment) for index in self.indices)
 
 
 # --------------------------------------------------------------------------- computing them
@@ -122,7 +128,8 @@ def cache_features(
     """The head's input for every image of a loader's data set, in order.
 
     None if the logits are not simply the head's output (a layer follows the head), or if the mode or the space do not
-    allow it; a line in the log says so. Otherwise it says what they take before they are computed.
+    allow it; a line in the log says so. Otherwise it says what they take before they are computed. Of several processes
+    each has the features of its shard of the images.
 
     Args:
         regions: the mean features of object and background are kept, too: parts (features, pooled).
@@ -130,17 +137,22 @@ def cache_features(
         precision: of the forward pass.
 
     Raises:
-        InputError: mode "ram" or "disk", and there is not enough of it.
+        InputError: mode "ram" or "disk", and there is not enough of it; or there are more processes than images.
     """
     cache = cache or FeatureCache()
     dataset: Any = loader.dataset
+    shard = distributed.shard(len(dataset))
+    batches_of: Any = loader.batch_sampler
+    batch_size = distributed.share_of(batches_of.batch_size)
+    if not shard:
+        raise InputError(f"{len(dataset)} training images are too few for {distributed.world_size()} processes")
     views = 1 if getattr(dataset, "augment", "none") == "none" else cache.views
     if cache.mode == "off" or not views:
         return None
     key = None
     if hasattr(dataset, "identity") and cache.mode in ("auto", "disk"):
         key = _key(model, dataset, regions, views, cache, precision)
-        if (found := _find(cache.folder, key)) is not None:
+        if (found := _find(cache.folder, key, shard)) is not None:
             log.info("features: found in %s", cache.folder / key)
             return found
     autocast = precision.autocast if precision is not None else nullcontext
@@ -148,7 +160,7 @@ def cache_features(
     def batches() -> Iterator[tuple[tuple[Tensor, ...], Tensor, Tensor]]:
         for view in range(views):
             in_order = parallel_loader(
-                dataset, loader.batch_size, loader.num_workers, sampler=_InOrder(len(dataset), (_VIEWS, view + 1))
+                dataset, batch_size, loader.num_workers, sampler=_InOrder(shard, (_VIEWS, view + 1))
             )
             title = "features" if views == 1 else f"features, view {view + 1} of {views}"
             for images, labels, _ in progress(in_order, title):
@@ -163,7 +175,7 @@ def cache_features(
         with autocast():
             if not ends_with_head(model, images, parts[0]):
                 return None
-        shapes = [(views, len(dataset), *part.shape[1:]) for part in parts]
+        shapes = [(views, len(shard), *part.shape[1:]) for part in parts]
         dtype = np.dtype(np.float16 if cache.half else np.float32)
         size = sum(int(np.prod(shape)) for shape in shapes) * dtype.itemsize
         store = _choose_store(cache, key, shapes, dtype, size)
@@ -177,9 +189,9 @@ def cache_features(
                 store.add(parts)
                 kept.append(labels)
                 if number == 0:
-                    seconds = (time.perf_counter() - start) / len(labels) * views * len(dataset)
+                    seconds = (time.perf_counter() - start) / len(labels) * views * len(shard)
                     log.info("features of %s images: about %s", f"{views * len(dataset):,}", _duration(seconds))
-            return store.finish(torch.cat(kept)[: len(dataset)].numpy())
+            return store.finish(torch.cat(kept)[: len(shard)].numpy(), shard)
 
 
 def ends_with_head(model: Classifier, images: Tensor, head_input: Tensor) -> bool:
@@ -205,6 +217,8 @@ def _key(
         "data": dataset.identity(),
         "settings": [views, cache.half, regions is not None, precision.amp if precision is not None else "off"],
     }
+    if distributed.world_size() > 1:
+        what["shard"] = [distributed.rank(), distributed.world_size()]
     return checksum(what).split()[-1][:32]
 
 
@@ -258,9 +272,9 @@ class _InMemory:
             kept.reshape(-1, *kept.shape[2:])[self._done : self._done + count] = part.float().cpu().numpy()
         self._done += count
 
-    def finish(self, labels: NDArray[np.int64]) -> Features:
+    def finish(self, labels: NDArray[np.int64], shard: range) -> Features:
         """All of them."""
-        return Features(self.parts, labels)
+        return Features(self.parts, labels, shard)
 
 
 class _OnDisk:
@@ -300,7 +314,7 @@ class _OnDisk:
             for file, part in zip(self._files, parts, strict=True):
                 file.write(part.float().cpu().numpy().astype(self.dtype).tobytes())
 
-    def finish(self, labels: NDArray[np.int64]) -> Features:
+    def finish(self, labels: NDArray[np.int64], shard: range) -> Features:
         """All of them, read from disk as they are needed."""
         with _naming_the_disk(self.folder):
             np.save(self.temporary / "labels.npy", labels)
@@ -311,12 +325,12 @@ class _OnDisk:
             final = self.folder / self.key
             if not final.exists():  # else another run has finished them while this one waited
                 os.rename(self.temporary, final)
-        found = _find(self.folder, self.key)
+        found = _find(self.folder, self.key, shard)
         assert found is not None, f"{final} was just written"
         return found
 
 
-def _find(folder: Path, key: str) -> Features | None:
+def _find(folder: Path, key: str, shard: range) -> Features | None:
     """Features on disk; None if there are none, or what is there is damaged."""
     if not (folder / key).is_dir():
         return None
@@ -324,8 +338,8 @@ def _find(folder: Path, key: str) -> Features | None:
         files = sorted((folder / key).glob("part*.npy"))
         parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
         labels = np.load(folder / key / "labels.npy", allow_pickle=False)
-        if parts and all(part.ndim >= 3 and part.shape[1] == len(labels) for part in parts):
-            return Features(parts, labels)
+        if parts and all(part.ndim >= 3 and part.shape[1] == len(labels) == len(shard) for part in parts):
+            return Features(parts, labels, shard)
         problem: object = "shapes that do not fit"
     except NOT_ARRAYS as error:
         problem = error
@@ -388,13 +402,13 @@ class KeptActivations:
 
     Args:
         method: name in CAM_METHODS.
-        length: number of images in the split.
+        length: number of images that the loader gives.
     """
 
     def __init__(self, method: str, length: int):
         self.method, self.length = method, length
         self._kept: Tensor | None = None
-        self._labels = torch.zeros(length, dtype=torch.long)
+        self._labels, self._indices = (torch.zeros(length, dtype=torch.long) for _ in range(2))
         self._done = 0
         self.usable = not get_method(method).reads_images and not get_method(method).levels
 
@@ -404,15 +418,22 @@ class KeptActivations:
             self._done = 0
             return model, loader
         tail = Classifier(_Tail(model.softmax_head), "head", model.sigmoid_head, "maps", head_is_new=False)
-        dataset = torch.utils.data.TensorDataset(self._kept, self._labels, torch.arange(self.length))
+        dataset = torch.utils.data.TensorDataset(self._kept, self._labels, self._indices)
         return tail, parallel_loader(dataset, loader.batch_size, 0)
 
-    def add(self, model: Classifier, activations: Tensor, labels: NDArray[np.int64], logits: Tensor) -> None:
-        """Keep a batch, in the order of the split.
+    def add(
+        self,
+        model: Classifier,
+        activations: Tensor,
+        labels: NDArray[np.int64],
+        indices: NDArray[np.int64],
+        logits: Tensor,
+    ) -> None:
+        """Keep a batch.
 
         Args:
             model: whose trunk made them; if it learns, nothing is kept.
-            activations: (B, C, h, w). labels: (B,).
+            activations: (B, C, h, w). labels, indices: (B,).
             logits: (B, K), of the softmax head.
         """
         self.usable = self.usable and model.trunk_is_frozen and model.method_layers.own_map is None
@@ -427,6 +448,7 @@ class KeptActivations:
         stop = self._done + len(activations)
         self._kept[self._done : stop] = activations.detach().cpu()
         self._labels[self._done : stop] = torch.from_numpy(labels)
+        self._indices[self._done : stop] = torch.from_numpy(indices)
         self._done = stop
 
     @staticmethod

@@ -11,6 +11,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from wsol import distributed
+
 T = TypeVar("T")
 
 log = logging.getLogger("dualcam")
@@ -19,7 +21,7 @@ _early = logging.handlers.MemoryHandler(capacity=10_000, flushLevel=logging.CRIT
 
 
 def start_log(debug: bool = False, keep: bool = True) -> None:
-    """Log to the console.
+    """Log to the console. Of several processes only the main one has something to say, and the others their errors.
 
     Args:
         debug: log more.
@@ -28,6 +30,8 @@ def start_log(debug: bool = False, keep: bool = True) -> None:
     log.handlers.clear()
     logging.raiseExceptions = False  # a full disk or a closed pipe must not bury the one line that says so
     log.setLevel(logging.DEBUG if debug else logging.INFO)
+    if not distributed.is_main():
+        log.setLevel(logging.ERROR)
     log.propagate = False
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(logging.Formatter("%(message)s"))
@@ -57,4 +61,5 @@ def progress(
         total: the number of items, where `items` has no length.
         delay: seconds after which the bar appears, for what is mostly done by then.
     """
-    return tqdm(items, desc=title, unit=unit, total=total, leave=False, disable=None, delay=delay)
+    disable = None if distributed.is_main() else True
+    return tqdm(items, desc=title, unit=unit, total=total, leave=False, disable=disable, delay=delay)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import repeat
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
+from wsol import distributed
 from wsol.cam.regions import Regions
 from wsol.classifier import Classifier, Output, eval_mode
 from wsol.device import to_device
 from wsol.errors import InputError
 from wsol.features import FeatureCache, Features, cache_features, ends_with_head
-from wsol.log import progress
+from wsol.log import log, progress
 from wsol.losses import Objective
 from wsol.methods.base import TrainingMethod
 from wsol.precision import Precision
@@ -34,11 +37,14 @@ class Pause(AbstractContextManager["Pause"], Protocol):
     """What may happen between two steps, inside the block of an epoch: keeping where it is, and ending there."""
 
     def is_due(self) -> bool:
-        """Whether to keep it now."""
+        """Whether to keep it now; the same on every process."""
         ...
 
     def keep(self, within: dict[str, Any], optimizer: torch.optim.Optimizer, precision: dict[str, Any]) -> None:
-        """Keep what the epoch goes on from: sums and generators, optimizer, precision; may raise, to end it."""
+        """Keep what the epoch goes on from: sums and generators, optimizer, precision; may raise, to end it.
+
+        Every process calls it; `within` is whole on the main one.
+        """
         ...
 
 
@@ -132,8 +138,12 @@ def train_one_epoch(
 ) -> dict[str, float]:
     """One pass over a loader of (inputs, labels, indices); there may be several inputs.
 
+    Of several processes, each has its share of every batch, which its loader's BatchShares says; the figures are those
+    of all images.
+
     Args:
-        step: (*inputs, labels) → the output of the network or of its heads, and the loss.
+        step: (*inputs, labels) → the output of the network or of its heads, and the loss. With several processes it
+            gives gradients that are means over them (`distributed.together`).
         title: of the progress bar, and for error messages.
         after_step: called after each optimizer step.
         precision: that the step computes in.
@@ -148,43 +158,57 @@ def train_one_epoch(
         InputError: the loss or a weight is no longer finite.
     """
     done = {"loss_sum": 0.0, "num_correct": 0, "num_images": 0} | dict(within or {})
-    loss_sum = torch.tensor(done["loss_sum"], dtype=torch.float64, device=device)
-    num_correct = torch.tensor(done["num_correct"], dtype=torch.int64, device=device)
+    before = done if distributed.is_main() else {"loss_sum": 0.0, "num_correct": 0}  # what is summed over processes
+    loss_sum = torch.tensor(before["loss_sum"], dtype=torch.float64, device=device)
+    num_correct = torch.tensor(before["num_correct"], dtype=torch.int64, device=device)
     num_images = done["num_images"]
     in_step = False
 
+    def sums() -> dict[str, float]:
+        loss, correct = distributed.sum_numbers([loss_sum.item(), num_correct.item()])
+        return {"loss_sum": loss, "num_correct": int(correct), "num_images": num_images}
+
     def keep_if_due() -> None:
         if pause is not None and pause.is_due():
-            sums = {"loss_sum": loss_sum.item(), "num_correct": num_correct.item(), "num_images": num_images}
-            pause.keep(sums | random_states(), optimizer, precision.state)
+            states = distributed.gather(random_states())
+            others = {"of_others": states[1:]} if len(states) > 1 else {}
+            pause.keep(sums() | states[0] | others, optimizer, precision.state)
 
+    shares = loader.batch_sampler
+    counts = shares.counts() if isinstance(shares, distributed.BatchShares) else repeat(None)
     with pause or nullcontext():
         try:
-            for *inputs, labels, _ in progress(loader, title):
+            for (*inputs, labels, _), count in zip(progress(loader, title), counts):  # noqa: B905  # one is endless
                 in_step = True
                 labels = labels.to(device)
+                mine, of_all = count or (len(labels), len(labels))
                 with precision.autocast():
                     output, loss = step(*(to_device(part, device) for part in inputs), labels)
-                precision.step(loss, optimizer)
+                # The mean over processes of what each image adds is then the mean over images.
+                precision.step(loss * (mine * distributed.world_size() / of_all), optimizer)
                 for call in after_step:
                     call()
-                # Sums stay on the device: reading them at every step would make a GPU wait.
-                loss_sum += loss.detach() * len(labels)
-                num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
-                num_images += len(labels)
+                if mine:
+                    # Sums stay on the device: reading them at every step would make a GPU wait.
+                    loss_sum += loss.detach() * mine
+                    num_correct += (output.logits.detach().argmax(dim=1) == labels).sum()
+                num_images += of_all
                 in_step = False
                 keep_if_due()
         except RuntimeError:
-            if not in_step:  # a signal to the whole process group has ended the data loading processes, too
+            # A signal to the whole process group has ended the data loading processes, too; with several processes
+            # they leave signals to their parents, which have to agree.
+            if not in_step and distributed.world_size() == 1:
                 keep_if_due()
             raise
+    figures = sums()
     trained = [p for group in optimizer.param_groups for p in group["params"]]
-    if not torch.isfinite(loss_sum) or not all(torch.isfinite(p).all() for p in trained):
+    if not math.isfinite(figures["loss_sum"]) or not all(torch.isfinite(p).all() for p in trained):
         raise InputError(
             f"the loss or the weights are no longer finite ({title}); try a smaller --lr "
             "(--vanilla_lr in the vanilla stage of b2)"
         )
-    return {"loss": loss_sum.item() / num_images, "top1": 100 * num_correct.item() / num_images}
+    return {"loss": figures["loss_sum"] / num_images, "top1": 100 * figures["num_correct"] / num_images}
 
 
 def features_can_be_cached(model: Classifier, dataset: Any, views: int = 0) -> bool:
@@ -280,6 +304,8 @@ class Trainer:
         done = 0 if resumed is None else resumed["epoch"]
         if done >= epochs:
             return
+        if not model.trunk_is_frozen and distributed.world_size() > 1:
+            synchronize_batchnorm(model, self.device)
         optimizer = make_optimizer(model, lr=lr, **self.optimizer_settings)
         if resumed is not None and resumed["optimizer"] is not None:  # None: the checkpoint of a run of 0 epochs
             requested = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -294,11 +320,11 @@ class Trainer:
         within = (resumed or {}).get("within")
         for number in range(done + 1, epochs + 1):
             moment = (zlib.crc32(stage.encode()), number)
-            seed_everything(self.seed, *moment)
+            seed_process(self.seed, *moment)
             self.set_epoch(loader, moment, 0 if within is None else within["num_images"])
             model.train()
             if within is not None:
-                set_random_states(within)
+                go_on_drawing(within, self.seed, *moment)
                 start -= within["seconds"]
             title = f"{stage} epoch {number}"
             with self.profile or nullcontext() as note_step:
@@ -307,6 +333,8 @@ class Trainer:
                 figures = train_one_epoch(
                     step, loader, optimizer, self.device, title, calls, self.precision, pauses, within
                 )
+            if not model.trunk_is_frozen:
+                distributed.copy_from_main(model.buffers())  # BatchNorm's, where it is not synchronized
             within = None
             self.profile = None  # one epoch is enough
             rate, seconds = lr * decay(number, self.decay_frequency), time.perf_counter() - start
@@ -328,14 +356,15 @@ class Trainer:
         loader = self._features_loader(model, regions) if method.fixed_images else None
         if loader is None:
             compiled = torch.compile(model) if self.compile and can_compile(model, method) else model
-            return partial(method.loss, model, on_images(model, regions, compiled), objective), self.loader
+            on_batch = partial(method.loss, model, on_images(model, regions, compiled), objective)
+            return distributed.together(Step(model, on_batch), static=True), self.loader
         forward = on_features(model, regions is not None)
 
         def step(*inputs: Tensor) -> tuple[Output, Tensor]:
             output = forward(*inputs)
             return output, objective(output, inputs[-1])
 
-        return step, loader
+        return distributed.together(Step(model, step), static=False), loader
 
     def _features_loader(self, model: Classifier, regions: Regions | None = None) -> DataLoader | None:
         """The loader of the features of all images, computed now if they are missing; None if they cannot be kept."""
@@ -344,12 +373,58 @@ class Trainer:
             self._features, self._features_tried = None, False
             return None
         if not self._features_tried or (regions is not None and not self._features_have_regions):
-            self._features = cache_features(model, self.loader, self.device, regions, self.cache, self.precision)
+            features = cache_features(model, self.loader, self.device, regions, self.cache, self.precision)
+            (missing,) = distributed.any_process(features is None)
+            self._features = None if missing else features
             self._features_tried, self._features_have_regions = True, regions is not None
         if self._features is None:
             return None
-        assert self.loader.batch_size is not None, "training loaders make batches"
-        return self._features.loader(self.loader.batch_size, self.loader.sampler)
+        batches: Any = self.loader.batch_sampler
+        return self._features.loader(batches.batch_size, batches.sampler)
+
+
+class Step(nn.Module):
+    """A step as a module: DistributedDataParallel wraps modules, and a training method runs parts of the network."""
+
+    def __init__(self, model: Classifier, step: Callable[..., tuple[Output, Tensor]]):
+        super().__init__()
+        self.model, self.step = model, step
+
+    def forward(self, *inputs: Tensor) -> tuple[Output, Tensor]:
+        """(*inputs, labels) → output and loss; a loss of zero for a process that has no image of a batch."""
+        if len(inputs[-1]):
+            return self.step(*inputs)
+        nothing = inputs[0].new_zeros(0, 1)
+        return Output(nothing, None), sum_of_trained(self.model) * 0
+
+
+def sum_of_trained(model: Classifier) -> Tensor:
+    """The sum of all parameters that are trained; its gradient reaches each of them."""
+    return torch.stack([p.sum() for p in model.parameters() if p.requires_grad]).sum()
+
+
+def seed_process(*entropy: int) -> None:
+    """`seed_everything`, for draws that must differ between processes."""
+    seed_everything(*entropy, *([distributed.rank()] if distributed.rank() else []))
+
+
+def go_on_drawing(within: Mapping[str, Any], *entropy: int) -> None:
+    """Go on with the generators of this process that a pause kept, or new ones if it kept those of fewer."""
+    of_processes = [within, *within.get("of_others", [])]
+    if distributed.rank() < len(of_processes):
+        set_random_states(of_processes[distributed.rank()])
+    else:
+        seed_process(*entropy, within["num_images"])
+
+
+def synchronize_batchnorm(model: Classifier, device: torch.device) -> None:
+    """Let BatchNorm take means over all processes, on GPUs; elsewhere say that it does not."""
+    if not any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.network.modules()):
+        return
+    if device.type == "cuda":
+        distributed.synchronize_batchnorm(model.network)
+    else:
+        log.info("BatchNorm: on the CPU each process normalizes its own share of a batch; train with one, or on GPUs")
 
 
 def can_compile(model: Classifier, method: TrainingMethod) -> bool:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from wsol import distributed
+
 
 class EpochIndex(int):
     """The index of an item that also depends on the moment, (stage, epoch), at which it is asked for.
@@ -48,6 +50,9 @@ def parallel_loader(dataset: Dataset, batch_size: int | None, workers: int, **ar
 
 
 def ignore_ctrl_c(_worker: int) -> None:
-    """Ctrl-C reaches every process of the terminal, but a worker is ended by its parent."""
+    """Ctrl-C reaches every process of the terminal, but a worker is ended by its parent.
+
+    torchrun sends SIGTERM to workers, too, whose parent then has a step to finish with the other processes.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN if distributed.is_launched() else signal.SIG_DFL)

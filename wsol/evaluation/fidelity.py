@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from wsol import distributed
 from wsol.cam import Variant, to_scoremaps
 from wsol.cam.scoremap import Prediction
 from wsol.evaluation.ground_truth import GroundTruth
@@ -67,6 +68,16 @@ class FidelityEvaluation:
                 figures |= pointing_games(maps, inside)
             metric.update(figures)
         self.seconds += time.perf_counter() - start
+
+    def over_processes(self) -> FidelityEvaluation:
+        """The fidelity over all processes' images on the main process; on the others, their own.
+
+        Every process has to call it.
+        """
+        for other in distributed.gather(self.rows)[1:]:
+            for variant, metric in self.rows.items():
+                metric.merge(other[variant])
+        return self
 
     def _noise(self, images: Tensor, indices: NDArray[np.int64]) -> Tensor:
         drawn = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsol import distributed
 from wsol.cam import ScoreMaps, Variant
 from wsol.datasets.reader import SplitMetadata
 from wsol.evaluation.ground_truth import GroundTruth
@@ -201,7 +203,7 @@ class Evaluation:
         self.seconds += time.perf_counter() - start
 
     def merge(self, other: Evaluation) -> None:
-        """Add the counts of another one with the same variants and settings; its examples are left out."""
+        """Add the counts and examples of another one with the same variants and settings."""
         for variant, localization in self.rows.items():
             localization.merge(other.rows[variant])
         if self.center is not None and other.center is not None:
@@ -210,8 +212,21 @@ class Evaluation:
         _count(self.num_correct_sigmoid, other.num_correct_sigmoid)
         for key, parts in other.images.items():
             self.images.setdefault(key, []).extend(parts)
+        self.examples |= other.examples
         self.num_images += other.num_images
         self.seconds += other.seconds
+
+    def over_processes(self) -> Evaluation:
+        """The evaluation of all processes' images on the main process, with its own seconds; on the others, their own.
+
+        Every process has to call it.
+        """
+        part = copy.copy(self)
+        del part.metadata  # which the main process has
+        for other in distributed.gather(part)[1:]:
+            other.seconds = 0.0
+            self.merge(other)
+        return self
 
     def _per_cent(self, counts: Mapping[str, int]) -> dict[str, float]:
         return {key: 100 * count / self.num_images for key, count in counts.items()}

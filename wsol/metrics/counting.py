@@ -20,9 +20,8 @@ Counts = dict[str, NDArray[np.int64]]
 class CountingMetric:
     """A metric whose state is a dict of int64 arrays that are added over batches, shards and processes.
 
-    As with torchmetrics each process updates with its own images. Where torch.distributed is initialised, `compute` of
-    a subclass sums over the processes: all of them have to call it, and each keeps its own counts. Integers add up to
-    the same sum in any order, so 1 and N processes agree to the last digit.
+    Each process updates with its own images and has its own counts; `over_processes` gives the metric of all. Integers
+    add up to the same sum in any order, so 1 and N processes agree to the last digit.
 
     Args:
         settings: what two metrics must have in common for their counts to be added.

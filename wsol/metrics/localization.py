@@ -164,14 +164,12 @@ class BoxAccuracy(CountingMetric):
             ValueError: nothing was added here or to `val`, its settings differ, or classification is known for only
                 some of the images.
         """
-        total = self.over_processes()
         val_columns = {}
         if val is not None:
             self._check_same_settings(val)
-            val = val.over_processes()
             val._check_not_empty("the val split")
             val_columns = val._best_columns()
-        metrics, columns = total._reduce(val_columns)
+        metrics, columns = self._reduce(val_columns)
         tau = _map_leaves(lambda column: float(self._columns[column[0]]), columns)
         return _map_leaves(lambda values: float(values[0]), metrics) | {"tau": tau}
 
@@ -182,9 +180,8 @@ class BoxAccuracy(CountingMetric):
         delta, of the metric's own (the default) and 50.
         Raises ValueError when nothing was added.
         """
-        total = self.over_processes()
-        total._check_not_empty("the metric")
-        shares = per_cent(total._counts[contours][None, :, :-1], total._counts["images"][None])[0]  # (D, T)
+        self._check_not_empty("the metric")
+        shares = per_cent(self._counts[contours][None, :, :-1], self._counts["images"][None])[0]  # (D, T)
         return {
             "tau": self.taus.copy(),
             "maxboxacc": {delta: shares[self._deltas.index(delta)] for delta in iou_thresholds or self.iou_thresholds},

@@ -133,12 +133,11 @@ class PixelAveragePrecision(CountingMetric):
 
     @property
     def has_foreground(self) -> bool:
-        """Whether any mask has foreground, without which the metric is not defined; sums over processes, too."""
-        return bool(self.over_processes()._counts["foreground"].any())
+        """Whether any mask has foreground, without which the metric is not defined."""
+        return bool(self._counts["foreground"].any())
 
     def compute(self) -> dict[str, float]:
         """`pxap` in per cent. Raises ValueError when no foreground pixel was counted."""
-        total = self.over_processes()._counts
-        if not total["foreground"].any():
+        if not self.has_foreground:
             raise ValueError("PxAP is not defined: no foreground pixel in any mask")
-        return {"pxap": 100 * average_precision(total["foreground"], total["background"])}
+        return {"pxap": 100 * average_precision(self._counts["foreground"], self._counts["background"])}

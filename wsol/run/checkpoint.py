@@ -63,6 +63,7 @@ _WITHIN = {  # an epoch that was saved in its middle
     "torch": Kind(lambda value: isinstance(value, torch.Tensor), "a generator's state"),
     "cuda": Kind(lambda value: isinstance(value, list), "a list of generators' states"),
     "numpy": Kind(lambda value: isinstance(value, list) and len(value) == 5, "a generator's state"),
+    "of_others": optional(Kind(lambda value: isinstance(value, list), "a list of other processes' generators")),
 }
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from wsol import distributed
 from wsol.errors import InputError
 from wsol.log import log
 
@@ -33,6 +34,8 @@ _NOTHING_KEPT = "nothing was written"
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM)
 _NOT_OF_A_LINE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")  # names of files may have line ends in them
+_OTHERS_GONE = ("gloo", "Gloo", "NCCL", "Connection closed by peer", "Connection reset by peer")
+_SECONDS_FOR_MAIN = 3.0  # in which the main process says the same, and its launcher ends the others
 _SHARED_MEMORY = ("shared memory", "(shm)", "unable to write to file </torch", "Bus error")
 
 
@@ -67,6 +70,8 @@ def _run(main: Callable[[], object], tidy: bool) -> int:
     if sys.stdout is None:  # closed by the shell (>&-): the next file to be opened would receive what is printed
         return fail("standard output is closed; redirect it to a file or to /dev/null")
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]  # a terminal without Greek still gets its table
+    if not distributed.is_main():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
         _State.working = tidy
         code = _exit_code(main)
@@ -107,6 +112,8 @@ def _exit_code(main: Callable[[], object]) -> int:
                 f"the data loading processes need more shared memory than /dev/shm has ({reason}); enlarge it, or "
                 "give --workers 0"
             )
+        if distributed.is_launched() and any(words in str(error) for words in _OTHERS_GONE):
+            return fail(f"another process of this run has ended, see its own message ({reason}); {_State.advice}")
         if not _is_out_of_memory(error):
             raise
         return fail(f"out of memory ({reason}); try a smaller --batch_size or --crop_size")
@@ -140,8 +147,14 @@ def check_early(parse: Callable[[], object]) -> None:
 
 
 def fail(message: str) -> int:
-    """Print an error as one line and return its exit code, 2."""
+    """Print an error as one line and return its exit code, 2.
+
+    Of several processes, the main one is first: the others mostly end by the same error.
+    """
     log.debug("stopped by an error", exc_info=True)
+    if not distributed.is_main():
+        time.sleep(_SECONDS_FOR_MAIN)
+        message = f"process {distributed.rank()}: {message}"
     if sys.stderr is not None:
         with contextlib.suppress(OSError):
             print(f"error: {_NOT_OF_A_LINE.sub(_escaped, message)}", file=sys.stderr, flush=True)
@@ -177,6 +190,12 @@ def finishing() -> Iterator[None]:
 def stop_requested() -> bool:
     """Whether a signal has come."""
     return _State.received is not None
+
+
+def stop() -> None:
+    """Raise Interrupted, as if a signal had come: it has, to another process of this run."""
+    _State.received = _State.received or signal.SIGTERM
+    stop_if_requested()
 
 
 def stop_if_requested() -> None:
@@ -258,7 +277,9 @@ def _end(number: int) -> int:
             _answer_with(signal.SIG_IGN)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker ends
         line = f"interrupted; {_State.advice}"
-        if log.handlers and _State.working and threading.current_thread() is threading.main_thread():
+        if not distributed.is_main():
+            pass  # the main process says it
+        elif log.handlers and _State.working and threading.current_thread() is threading.main_thread():
             log.info(line)
         else:  # what the main thread is in the middle of may hold the locks of print and log
             with contextlib.suppress(OSError):

@@ -18,6 +18,7 @@ from typing import Any
 import filelock
 import yaml
 
+from wsol import distributed
 from wsol.checked import NUMBER, TEXT, WHOLE, check_fields, read_yaml
 from wsol.errors import InputError
 from wsol.files import write_file
@@ -101,12 +102,17 @@ class RunFolder:
     def open(self, settings: dict[str, Any], *, save: bool = True, apart: bool = False) -> str:
         """Create the folder, lock it for this process, and save the run's settings; returns the folder's name.
 
-        A numbered run may get a later number than foreseen, if another process took that one meanwhile.
+        A numbered run may get a later number than foreseen, if another process took that one meanwhile. Of several
+        processes of a run the main one does it, here and wherever something is written, and the others learn the names.
 
         Args:
             save: False (--eval_only) leaves the saved settings of the run unchanged.
             apart: results go to the next free eval-N inside, with these settings.
         """
+        self.path, self.output = distributed.from_main(lambda: self._open(settings, save, apart))
+        return self.path.name
+
+    def _open(self, settings: dict[str, Any], save: bool, apart: bool) -> tuple[Path, Path]:
         try:
             self._create()
             self._take_lock()
@@ -120,7 +126,7 @@ class RunFolder:
             self.output = self.path / f"eval-{max(numbers, default=0) + 1}"
             self._save_settings(self.output / CONFIG_FILE, "an evaluation of a run", settings)
         if not save:
-            return self.path.name
+            return self.path, self.output
         if not self.must_exist:
             self._check_free()
             # config.yaml last: it marks the folder as ours in case the removal is interrupted.
@@ -128,7 +134,7 @@ class RunFolder:
                 if old.name != LOCK_FILE:
                     shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         self._save_settings(self.path / CONFIG_FILE, "a run", settings)
-        return self.path.name
+        return self.path, self.output
 
     def _save_settings(self, path: Path, of: str, settings: dict[str, Any]) -> None:
         header = f"# settings of {of} of main.py; python main.py --config FILE repeats it\n# {describe_code()}\n"
@@ -166,6 +172,8 @@ class RunFolder:
 
     def append_metrics(self, **line: Any) -> None:
         """Add a line to metrics.jsonl."""
+        if not distributed.is_main():
+            return
         path = self.path / "metrics.jsonl"
         try:
             with open(path, "a", encoding="utf-8") as file:
@@ -181,7 +189,7 @@ class RunFolder:
         """
         metrics = self.metrics()
         kept = [json.dumps(line) + "\n" for line in metrics if line["epoch"] <= last_epochs.get(line["stage"], 0)]
-        if metrics:
+        if metrics and distributed.is_main():
             write_file(self.path / "metrics.jsonl", "".join(kept))
 
     def metrics(self) -> list[dict[str, Any]]:

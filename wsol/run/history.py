@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from wsol import distributed
 from wsol.checksum import sealed
 from wsol.classifier import Classifier
 from wsol.log import log
@@ -65,6 +66,7 @@ class SaveWithin:
     def __init__(self, save: Callable[..., None], began: float, minutes: float):
         self.save, self.began, self.minutes = save, began, minutes
         self._saved = time.perf_counter()
+        self._stop = False
         self._patience: AbstractContextManager[None] | None = None
 
     def __enter__(self) -> SaveWithin:
@@ -77,15 +79,18 @@ class SaveWithin:
         return self._patience.__exit__(*error)
 
     def is_due(self) -> bool:
-        """Whether a signal has come, or it is time."""
+        """Whether a signal has come, or it is time, on any process: they all stop behind the same step."""
         late = self.minutes and time.perf_counter() - self._saved > 60 * self.minutes
-        return command.stop_requested() or bool(late)
+        self._stop, due = distributed.any_process(command.stop_requested(), bool(late))
+        return self._stop or due
 
     def keep(self, within: dict[str, Any], optimizer: torch.optim.Optimizer, precision: dict[str, Any]) -> None:
         """Save, and end the run if a signal asks for it."""
         self.save(within | {"seconds": time.perf_counter() - self.began}, optimizer, precision)
         self._saved = time.perf_counter()
-        command.stop_if_requested()
+        if self._stop:
+            distributed.barrier()  # until the main process has saved: the first to end takes the others with it
+            command.stop()
 
 
 class History:
@@ -134,13 +139,15 @@ class History:
 
     def save_untrained(self, model: Classifier) -> None:
         """Keep the starting point of a run of 0 epochs, so that it can be evaluated later."""
-        self._save("last", self._content(0, model, None))
+        if distributed.is_main():
+            self._save("last", self._content(0, model, None))
 
     def pause(self, model: Classifier, number: int, began: float) -> SaveWithin:
         """What saves in the middle of an epoch, by its number and when it began; `last` then continues there."""
 
         def save(within: dict[str, Any], optimizer: torch.optim.Optimizer, precision: dict[str, Any]) -> None:
-            self._save("last", self._content(number - 1, model, optimizer, precision, within))
+            if distributed.is_main():
+                self._save("last", self._content(number - 1, model, optimizer, precision, within))
             log.info("%s epoch %2d: saved after %d images", self.stage, number, within["num_images"])
 
         return SaveWithin(save, began, self.save_minutes)
@@ -155,6 +162,8 @@ class History:
                 score = val.get(self.criterion, score)  # a val split without foreground has no such figure
         is_best = validated and (self.best is None or score > self.best)
         self.best = score if is_best else self.best
+        if not distributed.is_main():
+            return
         content = self._content(epoch.number, model, epoch.optimizer, epoch.precision)
         if self.save_every and epoch.number % self.save_every == 0:
             self._save(str(epoch.number), content)
