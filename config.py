@@ -42,6 +42,7 @@ from wsol.run.flag_types import (
     names,
     number,
     numbers,
+    percentage,
     positive,
     random_seed,
     rate,
@@ -196,6 +197,9 @@ _MAIN_SETTINGS = (
             group=_DATA, follows=("data_root",), bears_on=NOTHING),
     _flag("proxy_training_set", "train on image_ids_proxy.txt, a small part of ILSVRC", group=_DATA,
           bears_on=TRAINING, scope=FIXED),
+    Setting("proportion", "per cent of the training images to use, the same share of each class, at least one; smaller "
+            "parts are inside larger ones", 100.0, percentage, metavar="P", group=_DATA, bears_on=TRAINING,
+            scope=FIXED),
     Setting("num_val_sample_per_class", "val images per class; 0 uses all", 0, count, group=_DATA),
     _flag("skip_bad_images", "leave out images that are missing or broken, or whose masks are; each is counted and "
           "named in the log. Decodes every file once before the run", group=_DATA),
@@ -272,6 +276,8 @@ _MAIN_SETTINGS = (
     Setting("feature_cache", "where the features of a frozen trunk are kept, which are then computed once: in ram; on "
             "disk, in ROOT/feature_cache, where later runs find them; auto: in ram up to 2 GiB, else on disk; or off",
             "auto", choices=("auto", "ram", "disk", "off"), group=_TRAINING, bears_on=NOTHING),
+    _flag("image_cache", "keep decoded and resized images in ROOT/image_cache, where this and later runs read them",
+          group=_TRAINING, bears_on=NOTHING),
     Setting("feature_views", "augmented views of each image whose features are kept, one for each epoch in turn; 0: "
             "every epoch runs the trunk on views of its own", 0, number(int, 0, 1000), metavar="N", group=_TRAINING,
             scope=FIXED),
@@ -339,9 +345,11 @@ _MAIN_SETTINGS = (
           group=_MAPS, commands=_BOTH),
     _flag("aug_smooth", "maps are the mean over six views of each image, mirrored or not and at 0.9, 1 and 1.1 times "
           "its values, each stretched to [0, 1] (grad-cam)", group=_MAPS, commands=_BOTH),
-    Setting("cam_levels", "stages that methods of several stages (refinecam) read: 0 is the last one, 1 the one "
-            "before, ... (default: 0,1, or 0 if there is only one)", None, stages, metavar="N,M,...", group=_MAPS,
-            commands=_BOTH),
+    Setting("cam_levels", "stages that methods of several stages (refinecam, broadcam) read: 0 is the "
+            "last one, 1 the one before, ... (default: 0,1, or 0 if there is only one)", None, stages,
+            metavar="N,M,...", group=_MAPS, commands=_BOTH),
+    Setting("bls_alpha", "broadcam: ridge penalty of the broad learning system", 50.0, rate, metavar="X", group=_MAPS),
+    Setting("bls_step", "broadcam: features in each of its enhancement nodes", 256, positive, metavar="N", group=_MAPS),
     Setting("perturb_batch", "batch size for perturbed inputs (scorecam, ablationcam, fullgrad)", PERTURB_BATCH,
             positive, group=_MAPS, commands=_BOTH, bears_on=NOTHING),
     Setting("bootstrap", "resamples of the test images for the 95%% intervals of MaxBoxAccV2 and PxAP; 0 leaves these "
@@ -727,6 +735,11 @@ def affinity_of(config: munch.Munch) -> Affinity:
     return Affinity(config.affinity_layer, config.affinity_power, config.affinity_steps, config.affinity_centred)
 
 
+def choosing_method(config: munch.Munch) -> str:
+    """The method whose maps of val choose checkpoints and settings: the first that shows what a head has learned."""
+    return next((name for name in config.methods if not CAM_METHODS[name].fitted), "gradcam")
+
+
 def extractor_options(config: munch.Munch) -> dict[str, Any]:
     """Keyword arguments of CamExtractor: the settings of the refinement and of methods."""
     same_name = ("perturb_batch", "eigen_smooth", *cam_options())
@@ -869,6 +882,8 @@ def idle(config: munch.Munch) -> dict[str, str]:
     return {name: reason for name, reason in idle_settings(config).items() if config[name] != default(name)}
 
 
-def splits_needed(config: munch.Munch) -> tuple[str, ...]:
-    """The splits that a run reads."""
-    return SPLITS[1:] if config.eval_only else SPLITS[:2] if config.train_only else SPLITS
+def splits_needed(config: munch.Munch, fits: bool = False) -> tuple[str, ...]:
+    """The splits that a run reads; fits: a CAM method is fitted to the training images, also with --eval_only."""
+    if config.eval_only:
+        return SPLITS if fits else SPLITS[1:]
+    return SPLITS[:2] if config.train_only else SPLITS

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import functional as TF
 
@@ -23,6 +24,7 @@ from wsol import distributed
 from wsol.datasets.images import load_image, load_picture
 from wsol.datasets.reader import SplitMetadata
 from wsol.datasets.transforms import eval_tensor, normalized
+from wsol.image_cache import DecodedImages
 from wsol.workers import EpochIndex, parallel_loader
 from wsol.wsolevaluation import configure_metadata as configure_metadata
 from wsol.wsolevaluation import get_bounding_boxes as get_bounding_boxes
@@ -45,6 +47,7 @@ class ImageDataset(Dataset):
         augment: str = "none",
         resize_size: int = 256,
         seed: int = 0,
+        decoded: DecodedImages | None = None,
     ):
         """Keep the settings; images are read when they are asked for.
 
@@ -57,7 +60,9 @@ class ImageDataset(Dataset):
                 resize_size, then crops and flips it at random.
             resize_size: see `augment`.
             seed: of the random crops and flips.
+            decoded: the images as they are after resizing; None: the files are read.
         """
+        self.decoded = decoded
         self.metadata, self.crop_size, self.resize_size = metadata, crop_size, resize_size
         self.mean, self.std, self.augment, self.seed = mean, std, augment, seed
 
@@ -81,7 +86,10 @@ class ImageDataset(Dataset):
         """Read and augment one image; an EpochIndex says for which moment."""
         moment = index.moment if isinstance(index, EpochIndex) else (0, 0)
         index = int(index)
-        image = load_image(self.metadata.image_path(index))
+        if self.decoded is None:
+            image = load_image(self.metadata.image_path(index))
+        else:
+            image = Image.fromarray(self.decoded[index])
         label = int(self.metadata.labels[index])
         if self.augment == "none":
             return eval_tensor(image, self.crop_size, self.mean, self.std), label, index

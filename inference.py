@@ -55,6 +55,7 @@ from wsol.errors import InputError
 from wsol.files import npy_bytes, write_file
 from wsol.geometry import RESOLUTION
 from wsol.log import log, progress, start_log
+from wsol.run import fitted
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.contact_sheet import contact_sheet
 from wsol.run.further_figures import FurtherFigures
@@ -143,6 +144,7 @@ class Network(NamedTuple):
     class_names: list[str]
     synonyms: list[list[str]] | None
     methods: list[str]
+    fitted: dict[str, Tensor]
     heads: list[str]
 
 
@@ -191,6 +193,7 @@ def main(argv: list[str] | None = None) -> None:
         heads=network.heads,
         refine=config.refine,
         refined_methods=config.refined_methods,
+        fitted={name: weight.to(device) for name, weight in network.fitted.items()},
         **extractor_options(config),
         **view_options(config),
     )
@@ -260,21 +263,52 @@ def build_network(config: Any) -> Network:
             f"--heads {branch_head} needs a sigmoid branch, and {config.ckpt or 'the ImageNet network'} has none; give "
             "the --ckpt of a b2 run"
         )
-    methods = usable_methods(model, config)
+    of_run = find_fitted(config, model) if checkpoint is not None else {}
+    methods = usable_methods(model, config, of_run)
     check_map_settings(
         model, config.crop_size, config.refine, config.affinity_layer, config.scales, methods, config.cam_levels
     )
-    return Network(model, architecture, *class_names(model, checkpoint), methods, heads)
+    return Network(model, architecture, *class_names(model, checkpoint), methods, of_run, heads)
 
 
-def usable_methods(model: Classifier, config: Any) -> list[str]:
-    """The requested methods; if none was requested by name, those that this network's head allows."""
+def find_fitted(config: Any, model: Classifier) -> dict[str, Tensor]:
+    """What methods were fitted to, in the folder of the checkpoint; those that are not asked for are left alone.
+
+    Takes over the levels of the fit.
+    """
+    if not any(map(fitted.is_fitted, config.methods)):
+        return {}
+    folder = Path(config.ckpt).parent
+    kept = fitted.load(folder)
+    if kept is None:
+        return {}
+    if not kept.fits(model):
+        raise InputError(f"{folder / fitted.FILE} was fitted to other features than those of {config.ckpt}")
+    if config.cam_levels is None:
+        config.cam_levels = kept.settings.get("cam_levels")
+    return {fitted.NAME: kept.fitted.weight}
+
+
+def usable_methods(model: Classifier, config: Any, of_run: Mapping[str, Tensor]) -> list[str]:
+    """The requested methods; if none was requested by name, those that this network's head allows.
+
+    of_run: the methods that were fitted to its training images.
+    """
+    unfitted = [name for name in config.methods if fitted.is_fitted(name) and name not in of_run]
     if config.methods_were_chosen:
+        if unfitted:
+            raise InputError(
+                f"{unfitted[0]} is fitted to training images; give the --ckpt of a run of main.py with --methods "
+                f"{unfitted[0]}, whose folder has {fitted.FILE}"
+            )
         check_network(model, config.methods, config.crop_size)
         return config.methods
     model.check_image_size(config.crop_size)
     usable = []
     for method in config.methods:
+        if method in unfitted:
+            log.info("%s is left out: it is fitted to training images, which main.py does", method)
+            continue
         try:
             check_network(model, [method], config.crop_size)
             usable.append(method)

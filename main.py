@@ -20,6 +20,7 @@ from config import (
     adopt,
     branch_setting,
     changed_settings,
+    choosing_method,
     continue_run,
     extractor_options,
     gpu_indices,
@@ -55,8 +56,9 @@ from inference import compute_scoremaps
 from wsol import build, distributed, dualize
 from wsol.backbones import get_architecture
 from wsol.branch import CANDIDATES, BranchSetting
-from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
+from wsol.cam import CAM_METHODS, NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
 from wsol.cam.affinity import AFFINITY_CANDIDATES, Affinity
+from wsol.cam.broadcam import fit_broadcam
 from wsol.cam.regions import Regions
 from wsol.cam.variant import AFFINITY
 from wsol.checksum import checksum
@@ -75,14 +77,15 @@ from wsol.evaluation.results import SCHEMA, add_intervals, versions
 from wsol.evaluation.saved_maps import save_scoremaps, scoremap_names
 from wsol.evaluation.split import Evaluation
 from wsol.features import FeatureCache, KeptActivations
-from wsol.log import log, log_to, start_log
+from wsol.image_cache import cached_images
+from wsol.log import log, log_to, progress, start_log
 from wsol.losses import OBJECTIVES
 from wsol.methods import METHODS
 from wsol.metrics.box_metrics import CONTOURS, headline
 from wsol.metrics.measures import COST
 from wsol.precision import Precision
 from wsol.run import checkpoint as checkpoints
-from wsol.run import figures, report, tables
+from wsol.run import figures, fitted, report, tables
 from wsol.run.checkpoint import Checkpoint
 from wsol.run.folder import RunFolder
 from wsol.run.history import EpochLog, History, Validate
@@ -112,8 +115,14 @@ def carry_out(
     """What the configuration asks for; every process of a group does its share of it."""
     precision = Precision("off" if config.eval_only else config.amp, device)
     with distributed.main_first():  # it may write a data set, or fetch weights
-        data = read_data(config, checkpoint)
+        kept = find_fitted(config, run)
+        data = read_data(config, checkpoint, fits=kept is None and fits_methods(config))
         model, class_names = build_model(config, data, checkpoint)
+    if kept is not None and config.eval_only and not kept.fits(model):
+        raise InputError(
+            f"{run.path / fitted.FILE} was fitted to another network's features than those of "
+            f"{config.eval_checkpoint_type}; remove it, and broadcam is fitted anew"
+        )
     describe(config, data, model)
     if config.dry_run:
         return None
@@ -140,7 +149,9 @@ def carry_out(
         if not config.train_only and config.eval_checkpoint_type != "last":
             take_weights(model, Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type)), sources)
     if not config.train_only:
-        measured = measure(config, data, model, class_names, branch, sources, run, device)
+        if fits_methods(config) and (kept is None or not config.eval_only):
+            kept = fit_methods(config, data, model, run, device)
+        measured = measure(config, data, model, class_names, branch, sources, run, device, kept)
         if measured is None:
             return None
         results = measured.results
@@ -229,8 +240,37 @@ def find_checkpoint(config: Any, run: RunFolder) -> Checkpoint | None:
     return Checkpoint("start", config.ft_ckpt) if config.ft_ckpt else None
 
 
-def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
-    """The metadata of the splits that this run needs; a generated data set is written first."""
+def fits_methods(config: Any) -> bool:
+    """Whether this run makes maps of a method that is fitted to the training images."""
+    return not config.train_only and any(map(fitted.is_fitted, config.methods))
+
+
+def fit_settings(config: Any) -> dict[str, Any]:
+    """What a fit depends on, beside images and network."""
+    return {name: config[name] for name in ("proportion", "bls_alpha", "bls_step", "cam_levels", "crop_size", "seed")}
+
+
+def find_fitted(config: Any, run: RunFolder) -> fitted.Kept | None:
+    """What an earlier fit with these settings left in the folder of a run that is only evaluated.
+
+    Without it, `--methods all` leaves out what would have to be fitted.
+    """
+    if not (config.eval_only and fits_methods(config)):
+        return None
+    kept = fitted.load(run.path)
+    if kept is not None and kept.settings == fit_settings(config):
+        return kept
+    if set(config.methods) == set(CAM_METHODS):
+        config.methods = [name for name in config.methods if not fitted.is_fitted(name)]
+        log.info("broadcam is left out of all methods: %s has no fit of it; name it to fit it now", run.path)
+    return None
+
+
+def read_data(config: Any, checkpoint: Checkpoint | None, fits: bool = False) -> WsolData:
+    """The metadata of the splits that this run needs; a generated data set is written first.
+
+    fits: a CAM method is fitted to the training images.
+    """
     to_be_generated = will_be_generated(config.dataset_name, config.metadata_root)
     if to_be_generated and not config.dry_run:
         build_network(config, checkpoint, None)  # fails, if it must, before a data set is written
@@ -241,8 +281,9 @@ def read_data(config: Any, checkpoint: Checkpoint | None) -> WsolData:
         data = load_data(
             config.dataset_name,
             *roots,
-            splits=splits_needed(config),
+            splits=splits_needed(config, fits),
             seed=config.seed,
+            proportion=config.proportion,
             proxy_training_set=config.proxy_training_set,
             num_val_sample_per_class=config.num_val_sample_per_class,
             skip_bad=config.skip_bad_images,
@@ -423,8 +464,14 @@ def describe(config: Any, data: WsolData, model: Classifier) -> None:
 def image_loader(config: Any, data: WsolData, split: str, augment: str | None = None) -> DataLoader:
     """A loader of one split; with `augment` ("none" or another of --augment) shuffled for training."""
     network = get_architecture(config.architecture)
+    decoded = None
+    if config.image_cache:
+        side = config.crop_size if (augment or "none") == "none" else config.resize_size
+        with distributed.main_first():
+            decoded = cached_images(data.splits[split], side, Path(config.root) / "image_cache", config.workers)
     dataset = ImageDataset(
         data.splits[split],
+        decoded=decoded,
         crop_size=config.crop_size,
         mean=network.mean,
         std=network.std,
@@ -745,8 +792,8 @@ def val_criterion(config: Any, data: WsolData) -> str:
 def val_figures(
     config: Any, data: WsolData, model: Classifier, device: torch.device, heads: list[str], **refinement: Any
 ) -> list[float]:
-    """The criterion's value for the first CAM method on each of these heads and refinements, from one pass over val."""
-    extractor = new_extractor(config, model, config.methods[:1], heads, **refinement)
+    """The criterion's value of `choosing_method` for each of these heads and refinements, from one pass over val."""
+    extractor = new_extractor(config, model, [choosing_method(config)], heads, **refinement)
     evaluation = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
     loader = image_loader(config, data, "val")
     for batch in new_scoremaps(config, extractor, loader, device, "choose on val"):
@@ -760,24 +807,25 @@ def validation(
 ) -> tuple[Validate | None, str | None]:
     """A function that returns the figures of the val split, and the figure that chooses `best`; None without val.
 
-    It measures the first CAM method on `explaining_head`.
+    It measures `choosing_method` on `explaining_head`.
     """
     if "val" not in data.splits:
         return None, None
     criterion = val_criterion(config, data)
     objective = OBJECTIVES[config.model_structure](config.c1, config.c2, setting.c2_weight)
     images = image_loader(config, data, "val")
-    kept = KeptActivations(config.methods[0], len(images.sampler))  # type: ignore[arg-type]
+    method = choosing_method(config)
+    kept = KeptActivations(method, len(images.sampler))  # type: ignore[arg-type]
     kept.usable = kept.usable and config.feature_cache != "off"
 
     def validate(model: Classifier) -> dict[str, float]:
         explained, loader = kept.source(model, images)
-        extractor = new_extractor(config, explained, config.methods[:1], [explaining_head(config)])
+        extractor = new_extractor(config, explained, [method], [explaining_head(config)])
         evaluation = new_evaluation(config, data.splits["val"], extractor.variants, center=False)
         loss = 0.0
         for batch in new_scoremaps(config, extractor, loader, device, "validate"):
             evaluation.update(batch, load_ground_truth(evaluation.metadata, batch.indices))
-            kept.add(model, extractor.activations[config.methods[0]], batch.labels, batch.indices, batch.logits)
+            kept.add(model, extractor.activations[method], batch.labels, batch.indices, batch.logits)
             output = Output(batch.logits, batch.sigmoid_logits)
             loss += objective(output, torch.from_numpy(batch.labels)).item() * len(batch.labels)
         total, (sum_of_losses,) = evaluation.over_processes(), distributed.sum_numbers([loss])
@@ -794,6 +842,25 @@ def validation(
 
 
 # --------------------------------------------------------------------------- infer, evaluate
+
+
+def fit_methods(config: Any, data: WsolData, model: Classifier, run: RunFolder, device: torch.device) -> fitted.Kept:
+    """Fit BroadCAM to the features of the training images, and keep what it gave in the run's folder."""
+    loader = image_loader(config, data, "train")
+    found = fit_broadcam(
+        model,
+        progress(loader, "fit broadcam"),
+        device,
+        levels=config.cam_levels,
+        alpha=config.bls_alpha,
+        step=config.bls_step,
+    )
+    if distributed.is_main():
+        # Beside the run's own fit, those of further evaluations are in their folders.
+        folder = run.output if config.eval_only and (run.path / fitted.FILE).exists() else run.path
+        fitted.save(folder, found, fit_settings(config), model)
+    log.info("broadcam: fitted to %s images and %d features", f"{len(data.splits['train']):,}", found.weight.shape[1])
+    return fitted.Kept(found, fit_settings(config), fitted.trunk_of(model))
 
 
 def new_extractor(config: Any, model: Classifier, methods: list[str], heads: list[str], **further: Any) -> CamExtractor:
@@ -848,6 +915,7 @@ def measure(
     sources: dict[str, Any],
     run: RunFolder,
     device: torch.device,
+    kept: fitted.Kept | None = None,
 ) -> Measured | None:
     """Maps and metrics of the test split, and before it of the val split, whose best thresholds are used on test.
 
@@ -856,6 +924,7 @@ def measure(
     Args:
         branch: how the sigmoid branch was trained, for results.json; None if there is none or it is not known.
         sources: what the result comes from, for results.json.
+        kept: what the fit of a method gave.
     """
     start = time.perf_counter()
     test, meter = data.splits["test"], Meter()
@@ -874,6 +943,7 @@ def measure(
         config.heads,
         meter=meter,
         refined_methods=config.refined_methods,
+        fitted={} if kept is None else {fitted.NAME: kept.fitted.weight.to(device)},
         **refinement,
         **view_options(config),
     )

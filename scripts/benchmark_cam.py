@@ -410,7 +410,8 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    methods = list(CAM_METHODS) if args.methods == ["all"] else [get_method(name).name for name in args.methods]
+    able = [name for name, method in CAM_METHODS.items() if not method.fitted]  # others would need a fit first
+    methods = able if args.methods == ["all"] else [get_method(name).name for name in args.methods]
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device")
     if args.threads:

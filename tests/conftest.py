@@ -21,8 +21,12 @@ REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata")
 
 import main as program
 from wsol.backbones import ARCHITECTURES, Architecture
+from wsol.cam import CAM_METHODS
 from wsol.classifier import Classifier
 from wsol.run import checkpoint
+
+# All methods but those that are fitted first: see tests/test_broadcam.py.
+METHODS = [name for name, method in CAM_METHODS.items() if not method.fitted]
 
 
 def pytest_addoption(parser):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from conftest import TinyNet
+from conftest import METHODS, TinyNet
 from torch import nn
 
 from wsol import CamExtractor, dualize
@@ -111,7 +111,7 @@ def test_gradcam_is_cam_over_the_number_of_pixels_behind_global_average_pooling(
 def test_one_forward_pass_serves_all_rows():
     dual = trained_dual()
     passes = []
-    once = [method for method in CAM_METHODS if method not in RUNS_AGAIN]
+    once = [method for method in METHODS if method not in RUNS_AGAIN]
     with CamExtractor(dual, once, heads=HEADS) as extract:
         extract(torch.randn(2, 3, 48, 48).double())  # finds the stages that refinecam reads
         dual.network.features[0].register_forward_hook(lambda *_: passes.append(1))

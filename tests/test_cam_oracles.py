@@ -8,6 +8,7 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from conftest import METHODS
 from torch import nn
 
 from wsol import CamExtractor
@@ -98,7 +99,7 @@ def setting(name: str, dtype: torch.dtype):
                 nn.init.normal_(module.bias, std=0.1)
     model = model.to(dtype).eval()
     images = torch.randn(2, 3, *size, dtype=dtype)
-    methods = [method for method in CAM_METHODS if method not in ("cam", "ablationcam")]  # see test_cam, and below
+    methods = [method for method in METHODS if method not in ("cam", "ablationcam")]  # see test_cam, and below
     with CamExtractor(model, methods, target_layer=model.get_submodule(layer)) as extract:
         return model, model.get_submodule(layer), reshape, images, extract(images, torch.tensor(LABELS))
 

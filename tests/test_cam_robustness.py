@@ -4,18 +4,16 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import TinyNet
+from conftest import METHODS, TinyNet
 from torch import nn
 
 from wsol import CamExtractor, dualize
-from wsol.cam import CAM_METHODS, HEADS, to_scoremaps
+from wsol.cam import HEADS, to_scoremaps
 from wsol.cam.forward_pass import ForwardPass
 from wsol.cam.replay import Replay
 from wsol.classifier import Classifier, find_head
 from wsol.errors import InputError
 from wsol.layout import Layout
-
-METHODS = list(CAM_METHODS)
 
 
 class Given(nn.Module):

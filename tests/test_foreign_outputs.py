@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from conftest import TinyNet
+from conftest import METHODS, TinyNet
 from torch import Tensor, nn
 
 from wsol import CamExtractor, dualize
-from wsol.cam import CAM_METHODS, Variant
+from wsol.cam import Variant
 from wsol.classifier import Classifier, logits_of
 from wsol.errors import InputError
 from wsol.layout import find_layers
@@ -62,7 +62,7 @@ def test_logits_are_read_from_objects_and_dicts(kind):
     assert torch.equal(duals[0].sigmoid_head.weight.grad, duals[1].sigmoid_head.weight.grad)
     maps = []
     for dual in duals:
-        with CamExtractor(dual, list(CAM_METHODS), heads=HEADS) as extract:
+        with CamExtractor(dual, METHODS, heads=HEADS) as extract:
             maps.append(extract(images, labels))
     for variant, expected in maps[0].items():
         assert torch.equal(maps[1][variant], expected), variant

@@ -4,13 +4,13 @@ import matplotlib
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet, arguments, files_below
+from conftest import METHODS, TinyNet, arguments, files_below
 from PIL import Image
 
 import inference as program
 import main as training
 from wsol import build, dualize
-from wsol.cam import CAM_METHODS, CamExtractor, Variant, variants
+from wsol.cam import CamExtractor, Variant, variants
 from wsol.datasets.class_names import find_class, imagenet_names, imagenet_synonyms
 from wsol.datasets.images import load_picture
 from wsol.datasets.transforms import eval_tensor
@@ -161,7 +161,7 @@ def test_all_methods_that_the_registry_has(pictures, monkeypatch, capsys):
     code, _, error = run(monkeypatch, capsys, "in/a", "--out", "out", *FAST, "--methods", "all")
     assert code == 0, error
     folders = {path.parent.name.rpartition("_")[0] for path in (pictures / "out").glob("*/x.jpg")}
-    assert folders - {""} == set(CAM_METHODS)
+    assert folders - {""} == set(METHODS)
 
 
 CASES = {

@@ -492,8 +492,13 @@ def trained(root, method, *flags, name="run"):
     return program.main(arguments(root, *flags, name=name))
 
 
-@pytest.mark.parametrize("method", GENERIC)
-@pytest.mark.parametrize("structure", ["vanilla", "b2"])
+# In b2, one that draws for each image, and the others with --slow.
+RUNS = [("vanilla", method) for method in GENERIC] + [
+    pytest.param("b2", method, marks=() if method == "adl" else pytest.mark.slow) for method in GENERIC
+]
+
+
+@pytest.mark.parametrize("structure, method", RUNS)
 def test_a_run_its_evaluation_and_its_resumption(shapes, monkeypatch, method, structure):
     flags = ("--model_structure", structure)
     results = trained(shapes, method, *flags)

@@ -111,7 +111,7 @@ def dualcam_trains(root, name, preset, sizes):
     "name, preset",
     [
         ("CUB 1-2", "dualcam"),
-        ("OpenImages 3-2", "dualcam"),
+        pytest.param("OpenImages 3-2", "dualcam", marks=pytest.mark.slow),
         ("ILSVRC 2-4", "dualcam"),
     ],
 )

@@ -8,14 +8,14 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import TinyNet, arguments, write_dataset
+from conftest import METHODS, TinyNet, arguments, write_dataset
 from PIL import Image
 from torch import nn
 
 import inference
 import main
 from wsol import CamExtractor, build, dualize
-from wsol.cam import CAM_METHODS, Meter, Variant, to_scoremaps, variants
+from wsol.cam import Meter, Variant, to_scoremaps, variants
 from wsol.cam.affinity import AFFINITY_CANDIDATES, Affinity
 from wsol.cam.refinement import refine_by_affinity, resize_maps
 from wsol.classifier import Classifier, find_head
@@ -202,7 +202,7 @@ def trained_dual():
 @pytest.mark.parametrize("layer", ["features.2", "features.6"])
 def test_refined_maps_are_the_formula_of_the_raw_ones_for_every_method_and_head(layer):
     dual, images = trained_dual(), torch.randn(2, 3, 48, 40).double()
-    methods, settings = list(CAM_METHODS), {"power": 3.0, "steps": 2, "centred": False}
+    methods, settings = METHODS, {"power": 3.0, "steps": 2, "centred": False}
     with CamExtractor(
         dual,
         methods,

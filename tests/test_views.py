@@ -7,14 +7,14 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import TinyNet, arguments
+from conftest import METHODS, TinyNet, arguments
 from PIL import Image
 from torch import nn
 
 import inference
 import main
 from wsol import CamExtractor, dualize
-from wsol.cam import CAM_METHODS, Meter, Variant
+from wsol.cam import Meter, Variant
 from wsol.cam.views import PLAIN, View, add_views, make_views
 from wsol.errors import InputError
 
@@ -70,7 +70,7 @@ def test_a_sum_by_hand():
 # ------------------------------------------------------------------- the extractor
 
 
-@pytest.mark.parametrize("method", sorted(set(CAM_METHODS) - {"scorecam", "ablationcam"}))
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"scorecam", "ablationcam"}))
 def test_mirrored_maps_are_added_for_every_method(method):
     dual, images = trained_dual(), torch.randn(2, 3, 48, 40).double()
     both = maps_of(dual, images, [method], flip=True, refine=["none", "affinity"])

@@ -1,4 +1,5 @@
 from .backbones import build as build
+from .broad_learning import BroadLearningSystem as BroadLearningSystem
 from .cam import CamExtractor as CamExtractor
 from .cam import Variant as Variant
 from .cam import to_scoremaps as to_scoremaps

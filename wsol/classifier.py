@@ -310,6 +310,11 @@ class Classifier(nn.Module):
             setattr(self.network.get_submodule(parent), attribute, new)
         self.head_is_new = True
 
+    def trunk_state_dict(self) -> dict[str, Tensor]:
+        """The network's tensors without its heads'."""
+        inside = f"{self.head_name}."
+        return {name: tensor for name, tensor in self.network.state_dict().items() if not name.startswith(inside)}
+
     def published_state_dict(self) -> dict[str, Tensor]:
         """The tensors under their published names."""
         tensors = dict(self.network.state_dict())

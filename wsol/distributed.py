@@ -207,13 +207,13 @@ def from_main(compute: Callable[[], T]) -> T:
     return values[0]
 
 
-def copy_from_main(tensors: Iterable[Tensor]) -> None:
-    """Overwrite tensors with those of the main process."""
+def copy_from(source: int, tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with those of one process."""
     from torch import distributed
 
     if world_size() > 1:
         for tensor in tensors:
-            distributed.broadcast(tensor, 0)
+            distributed.broadcast(tensor, source)
 
 
 # --------------------------------------------------------------------------- training together

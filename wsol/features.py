@@ -29,14 +29,13 @@ from wsol.checksum import checksum
 from wsol.classifier import Classifier, eval_mode
 from wsol.device import to_device
 from wsol.errors import InputError
-from wsol.files import NOT_ARRAYS
+from wsol.files import NOT_ARRAYS, SPARE, free_bytes, in_words
 from wsol.log import log, progress
 from wsol.precision import Precision
 from wsol.workers import EpochIndex, parallel_loader
 
 RAM_BYTES = 2 * 1024**3  # what `auto` keeps in memory
 _VIEWS = 0x76696577  # the stage that the random draws of views belong to
-_SPARE = 1.1  # free disk space that is wanted, over what the features take
 
 
 @dataclass(frozen=True)
@@ -208,9 +207,8 @@ def _key(
     precision: Precision | None,
 ) -> str:
     """A name that is the same only for the same features: network, weights, images, views and precision."""
-    tensors = model.network.state_dict()
-    if regions is None:  # their maps are those of the softmax head; without them it does not matter
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{model.head_name}.")}
+    # Regions' maps are those of the softmax head; without them it does not matter.
+    tensors = model.trunk_state_dict() if regions is None else model.network.state_dict()
     what = {
         "network": repr(model.network),
         "weights": tensors,
@@ -226,27 +224,27 @@ def _choose_store(
     cache: FeatureCache, key: str | None, shapes: list[tuple[int, ...]], dtype: np.dtype, size: int
 ) -> _InMemory | _OnDisk | None:
     """Where features of `size` bytes go; None if nowhere. Says so in the log."""
-    mode, amount = cache.mode, _bytes(size)
+    mode, amount = cache.mode, in_words(size)
     if mode == "auto":
         mode = "ram" if size <= RAM_BYTES else "disk"
-        if mode == "disk" and (key is None or _free(cache.folder) < size * _SPARE):
+        if mode == "disk" and (key is None or free_bytes(cache.folder) < size * SPARE):
             log.info("features are not cached: they take %s, for which %s has no room", amount, cache.folder)
             return None
     if mode == "ram":
         available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        if size > RAM_BYTES and size * _SPARE > available:
+        if size > RAM_BYTES and size * SPARE > available:
             raise InputError(
-                f"--feature_cache ram: the features take {amount}, and {_bytes(available)} of memory are free; give "
+                f"--feature_cache ram: the features take {amount}, and {in_words(available)} of memory are free; give "
                 "disk"
             )
         log.info("features: %s, in memory", amount)
         return _InMemory(shapes, dtype)
     if key is None:
         raise InputError("--feature_cache disk: these images have no name to find their features again by")
-    if _free(cache.folder) < size * _SPARE:
+    if free_bytes(cache.folder) < size * SPARE:
         raise InputError(
-            f"--feature_cache disk: the features take {amount}, and {cache.folder} has {_bytes(_free(cache.folder))}; "
-            "make room, or give --feature_cache off or --feature_half"
+            f"--feature_cache disk: the features take {amount}, and {cache.folder} has "
+            f"{in_words(free_bytes(cache.folder))}; make room, or give --feature_cache off or --feature_half"
         )
     log.info("features: %s, in %s", amount, cache.folder / key)
     return _OnDisk(cache.folder, key, shapes, dtype)
@@ -357,20 +355,6 @@ def _naming_the_disk(folder: Path) -> Iterator[None]:
         raise InputError(
             f"cannot write features to {folder}: {error.strerror}; make room, or give --feature_cache ram or off"
         ) from error
-
-
-def _free(folder: Path) -> int:
-    """Bytes that are free on the disk of a folder, which need not exist."""
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(existing).free
-
-
-def _bytes(count: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024 or unit == "GiB":
-            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
-        count /= 1024
-    raise AssertionError
 
 
 def _duration(seconds: float) -> str:

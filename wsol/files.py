@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tokenize
 import zipfile
 import zlib
@@ -54,6 +55,24 @@ def write_file(path: Path | str, content: str | bytes) -> Path:
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(path)
+
+
+SPARE = 1.1  # free disk space that is wanted, over what a file takes
+
+
+def free_bytes(folder: Path) -> int:
+    """Bytes that are free on the disk of a folder, which need not exist."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def in_words(count: float) -> str:
+    """A number of bytes: "1.5 GiB"."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            return f"{count:,.0f} {unit}" if unit == "bytes" else f"{count:,.1f} {unit}"
+        count /= 1024
+    raise AssertionError
 
 
 # What np.load raises for a file that is not an array or an archive of arrays: cut off, pickled, a broken zip, a

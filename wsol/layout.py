@@ -277,10 +277,14 @@ def find_stages(network: nn.Module, head: str, target: str, images: Tensor) -> l
         return [target, *(entry["module"] for entry in reversed(info[:own]))]
     ends_of_stages: list[_Step] = []
     for name in [*_parts_before(network, "", target, steps), target]:
-        step, module = steps[name], network.get_submodule(name)
+        step = steps[name]
         last = ends_of_stages[-1] if ends_of_stages else None
         same_stride = last is not None and last.shape[1:] == step.shape[1:]
-        if last is not None and same_stride and not (_is_list(module) and step.shape[0] >= 2 * last.shape[0]):
+        if (
+            last is not None
+            and same_stride
+            and not (_begins_list(network, name, last.name) and step.shape[0] >= 2 * last.shape[0])
+        ):
             ends_of_stages.pop()
         ends_of_stages.append(step)
     return [step.name for step in reversed(ends_of_stages)]
@@ -304,6 +308,13 @@ def _parts_before(network: nn.Module, parent: str, target: str, steps: Mapping[s
         if leads_to_target:
             break
     return parts
+
+
+def _begins_list(network: nn.Module, name: str, before: str) -> bool:
+    """Whether a layer is a list of blocks, or the first block of one; before: the layer before it."""
+    parent = name.rpartition(".")[0]
+    is_first = bool(parent) and not before.startswith(f"{parent}.")
+    return _is_list(network.get_submodule(name)) or (is_first and _is_list(network.get_submodule(parent)))
 
 
 def _is_list(module: nn.Module) -> bool:

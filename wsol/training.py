@@ -334,7 +334,7 @@ class Trainer:
                     step, loader, optimizer, self.device, title, calls, self.precision, pauses, within
                 )
             if not model.trunk_is_frozen:
-                distributed.copy_from_main(model.buffers())  # BatchNorm's, where it is not synchronized
+                distributed.copy_from(0, model.buffers())  # BatchNorm's, where it is not synchronized
             within = None
             self.profile = None  # one epoch is enough
             rate, seconds = lr * decay(number, self.decay_frequency), time.perf_counter() - start

@@ -70,8 +70,11 @@ class CamExtractor:
             raw maps of all views are brought to the size of the largest one and added (wsol/cam/views.py). Gradients at
             one of P places are multiplied by P over that of the image itself first: behind a mean over the places they
             would otherwise count the less, the larger the view. Logits and predictions are those of the image itself.
-        levels: the stages that refinecam reads: 0 is the target layer, 1 the last layer of the stage before its own,
-            and so on (`find_stages` in wsol/layout.py). None: 0 and 1, or 0 alone where the network has one stage only.
+        levels: the stages that methods of several stages read: 0 is the target layer, 1 the last layer of the stage
+            before its own, and so on (`find_stages` in wsol/layout.py). None: 0 and 1, or 0 alone where the network has
+            one stage only.
+        fitted: method → what its fit to the training images gave; for broadcam the weights (K, D) of
+            wsol/cam/broadcam.py.
         target: what is explained, a function of logits and class ids; see wsol/cam/targets.py. By default the class's
             logit; others are for methods that differentiate it.
         eigen_smooth: the first principal component of what the channels add takes the place of their sum (grad-cam), in
@@ -106,6 +109,7 @@ class CamExtractor:
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         levels: Sequence[int] | None = None,
+        fitted: Mapping[str, Tensor] | None = None,
         target: Target = logit,
         eigen_smooth: bool = False,
         aug_smooth: bool = False,
@@ -143,6 +147,7 @@ class CamExtractor:
             raise InputError("aug_smooth has views of its own; leave out scales and flip")
         self.perturb_batch, self.options = perturb_batch, options
         self.levels, self.target, self.eigen_smooth = levels, target, eigen_smooth
+        self.fitted = dict(fitted or {})
         self.weights: dict[Variant | str, Tensor] = {}
         self.level_layers: list[str] = []
         self.output: Output | None = None
@@ -189,8 +194,10 @@ class CamExtractor:
         Returns:
             Maps (B, h, w) on the images' device, one per variant, in the order of `variants`.
         """
-        if self._former_modes is None:
-            raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
+        self._check_entered()
+        for method in self.methods:
+            if get_method(method).fitted and method not in self.fitted:
+                raise InputError(f"{method} is fitted to training images first; give what that gave as fitted=")
         with (
             torch.inference_mode(False),
             torch.autocast(images.device.type, enabled=False),
@@ -221,6 +228,24 @@ class CamExtractor:
             if self._aug_smooth:
                 return {key: torch.stack([values[key] for values in maps]).mean(dim=0) for key in maps[0]}
             return maps[0] if len(maps) == 1 else add_views(maps)
+
+    def level_features(self, images: Tensor) -> Tensor:
+        """What a fit reads of images (B, 3, H, W): the mean over the places of each level's rectified activations.
+
+        Returns:
+            (B, D), the channels of the levels one after the other.
+        """
+        self._check_entered()
+        with torch.inference_mode(False), torch.autocast(images.device.type, enabled=False):
+            self._find_layers(images)
+            recorded = self._forward(images)
+            layers = map(self.model.network.get_submodule, self.level_layers)
+            maps = [recorded.layouts[layer].to_maps(recorded.activations[layer].detach()) for layer in layers]
+        return torch.cat([of_level.relu().mean(dim=(2, 3)) for of_level in maps], dim=1)
+
+    def _check_entered(self) -> None:
+        if self._former_modes is None:
+            raise RuntimeError("CamExtractor works inside its with block: with CamExtractor(...) as extract: ...")
 
     def _stretched(self, maps: dict[Variant | str, Tensor], size: tuple[int, int]) -> dict[Variant | str, Tensor]:
         """Maps at the images' size in [0, 1]."""
@@ -350,6 +375,7 @@ class CamExtractor:
                 perturb_batch=self.perturb_batch,
                 options=self.options,
                 target=self.target,
+                fitted=self.fitted,
             )
             for head, module in self.model.heads().items():
                 views[layer, head] = HeadView(shared, head, module)

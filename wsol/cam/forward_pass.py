@@ -28,6 +28,7 @@ class ForwardPass:
         perturb_batch: number of perturbed inputs in one forward pass.
         options: hyperparameters of the methods, see wsol/cam/registry.py; those not given have their defaults.
         target: what is explained, see wsol/cam/targets.py.
+        fitted: method → what its fit to the training images gave.
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class ForwardPass:
         perturb_batch: int = PERTURB_BATCH,
         options: Mapping[str, float] | None = None,
         target: Target = logit,
+        fitted: Mapping[str, Tensor] | None = None,
     ):
+        self.fitted = dict(fitted or {})
         self.model, self.images, self.layer, self.leaf, self.layout = model, images, layer, leaf, layout
         self.logits, self.class_ids = output.by_head(), class_ids
         self.perturb_batch, self.target = perturb_batch, target

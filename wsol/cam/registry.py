@@ -62,6 +62,7 @@ class CamMethod:
         any_target: explains any score (wsol/cam/targets.py), not a class's logit alone.
         levels: reads several stages of the network, `view.levels`.
         reads_images: needs the images, not the target layer's activations and the heads alone.
+        fitted: reads what a fit to the training images gave, `view.shared.fitted[name]`; see wsol/cam/broadcam.py.
         options: the method's hyperparameters.
     """
 
@@ -77,6 +78,7 @@ class CamMethod:
     any_target: bool = False
     levels: bool = False
     reads_images: bool = False
+    fitted: bool = False
     options: tuple[Option, ...] = ()
 
     def __call__(self, view: HeadView) -> Tensor:
@@ -115,6 +117,7 @@ CAM_METHODS: dict[str, CamMethod] = {
             per_place=True,
             options=(Option("alpha", 0.6, "finercam: strength of the comparison with the nearest classes"),),
         ),
+        CamMethod("broadcam", "wsol.cam.broadcam:broadcam", weights=False, headless=True, levels=True, fitted=True),
         CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True, reads_images=True),
         CamMethod("ablationcam", "wsol.cam.perturbation:ablationcam", weights=True),
         CamMethod("randomcam", "wsol.cam.baselines:randomcam", weights=True, headless=True, reads_images=True),

@@ -46,6 +46,7 @@ def load_data(
     splits: Sequence[str],
     proxy_training_set: bool = False,
     num_val_sample_per_class: int = 0,
+    proportion: float = 100,
     seed: int = 0,
     skip_bad: bool = False,
     workers: int = 1,
@@ -63,7 +64,8 @@ def load_data(
         splits: the splits to read; "val" is left out if the data set has none.
         proxy_training_set: read the images of train from image_ids_proxy.txt.
         num_val_sample_per_class: if not 0, draw so many val images per class, with `seed`.
-        seed: for that draw.
+        proportion: per cent of the training images to read, see `part_of_each_class`.
+        seed: for these draws.
         skip_bad: decode every image and mask once and leave out what is missing or broken.
         workers: threads that read files.
 
@@ -96,6 +98,8 @@ def load_data(
             require_annotation(metadata, folder)
         if split == "val" and num_val_sample_per_class:
             metadata = sample_per_class(metadata, num_val_sample_per_class, seed)
+        if split == "train" and proportion < 100:
+            metadata = part_of_each_class(metadata, proportion, seed)
         data.splits[split] = metadata
     data.class_names = _class_names(folder, data.splits, info.num_classes)
     for split, metadata in data.splits.items():
@@ -141,6 +145,19 @@ def sample_per_class(metadata: SplitMetadata, count: int, seed: int) -> SplitMet
                 f"such as {metadata.image_ids[members[0]]}; give at most {len(members)}, or 0 for all"
             )
         chosen.extend(random.permutation(members)[:count].tolist())
+    return metadata.subset(sorted(chosen))
+
+
+def part_of_each_class(metadata: SplitMetadata, per_cent: float, seed: int) -> SplitMetadata:
+    """The same share of each class's images, at least one, in the order of the split.
+
+    With one seed, the images of a smaller share are among those of a larger one.
+    """
+    chosen: list[int] = []
+    for label in np.unique(metadata.labels):
+        members = np.flatnonzero(metadata.labels == label)
+        count = max(round(len(members) * per_cent / 100), 1)
+        chosen.extend(np.random.default_rng((seed, int(label))).permutation(members)[:count].tolist())
     return metadata.subset(sorted(chosen))
 
 

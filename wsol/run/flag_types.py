@@ -72,6 +72,7 @@ def number(
 # Numbers beyond these limits are slips, and would overflow somewhere else with a message that names no flag.
 count, positive = number(int, 0, 10**9), number(int, 1, 10**9)
 amount, rate = number(float, 0, 1e9), number(float, 0, 1e6, above=True)
+percentage = number(float, 0, 100, above=True)
 share, size = number(float, 0, 1), number(int, 16, 4096)
 random_seed, resamples = number(int, 0, 2**32 - 1), number(int, 0, 100_000)
 amount_or_inf = number(float, 0, infinite=True)

@@ -31,6 +31,8 @@ def idle_settings(config: Mapping[str, Any]) -> dict[str, str]:
             reasons |= {option.name: f"{method.name} is not among the methods" for option in method.options}
     if not any(CAM_METHODS[name].levels for name in config["methods"]):
         reasons["cam_levels"] = "none of the methods reads several stages"
+    if not any(CAM_METHODS[name].fitted for name in config["methods"]):
+        reasons |= dict.fromkeys(("bls_alpha", "bls_step"), "broadcam is not among the methods")
     if config["methods"] != [config["method"]]:
         reasons["method"] = "--methods overrides it"
     if AFFINITY not in config["refine"]:

@@ -85,7 +85,7 @@ def check_map_settings(
     of_levels = [method for method in methods if get_method(method).levels]
     if of_levels and levels is not None:
         with CamExtractor(model, of_levels, levels=levels) as extract:
-            extract(torch.zeros(1, 3, image_size, image_size))
+            extract.level_features(torch.zeros(1, 3, image_size, image_size))
     if AFFINITY in refine:
         affinity = Affinity(affinity_layer)
         with CamExtractor(model, ["gradcam"], refine=[AFFINITY], affinity=affinity) as extract:
