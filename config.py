@@ -23,7 +23,7 @@ from wsol.backbones.registry import ARCHITECTURES, FORMS, LAST_LAYERS
 from wsol.branch import CANDIDATES, WEIGHTS, BranchSetting
 from wsol.cam.affinity import AFFINITY_CANDIDATES, DEFAULT_AFFINITY, Affinity
 from wsol.cam.normalization import NORMALIZATIONS
-from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, cam_options
+from wsol.cam.registry import CAM_METHODS, PERTURB_BATCH, all_methods, cam_options
 from wsol.cam.variant import HEADS, REFINEMENTS
 from wsol.checked import read_yaml
 from wsol.datasets.registry import DATASETS, SPLITS, dataset_info
@@ -292,8 +292,10 @@ _MAIN_SETTINGS = (
     Setting("c2", "loss of the sigmoid branch", "binary_cross_entropy", choices=tuple(LOSSES), group=_TRAINING,
             scope=FIXED),
     # ------------------------------------------------------------- maps and metrics
-    Setting("methods", f"CAM methods, or all (known: {', '.join(CAM_METHODS)}; default: {','.join(DEFAULT_METHODS)})",
-            type=names, metavar="A,B,...", group=_MAPS, commands=_BOTH, follows=("method",)),
+    Setting("methods", f"CAM methods, or all (known: {', '.join(CAM_METHODS)}; all leaves out "
+            f"{' and '.join(name for name in CAM_METHODS if name not in all_methods())}, which take very many forward "
+            f"passes; default: {','.join(DEFAULT_METHODS)})", type=names, metavar="A,B,...", group=_MAPS,
+            commands=_BOTH, follows=("method",)),
     Setting("method", "one CAM method; --methods overrides it", choices=tuple(CAM_METHODS), metavar="NAME",
             group=_MAPS),
     Setting("heads", f"heads to explain, of {', '.join(HEADS)} (default: softmax; with a sigmoid branch "
@@ -314,7 +316,8 @@ _MAIN_SETTINGS = (
             "cut, divided by the maximum", "minmax", choices=tuple(NORMALIZATIONS), group=_MAPS),
     Setting("normalization_quantile", "quantile of pas (default: 0.9) and ivr (default: 0.45): the value at position "
             "floor(P n) of a map's n sorted values", type=share, metavar="P", group=_MAPS, follows=("normalization",)),
-    *(Setting(option.name, option.help, option.default, amount, group=_MAPS, commands=_BOTH)
+    *(Setting(option.name, option.help, option.default, positive if option.whole else amount, group=_MAPS,
+              commands=_BOTH)
       for option in cam_options().values()),
     Setting("refine", "refinements of the maps, of none (maps as they are) and affinity (spread over places whose "
             "activations in a guiding layer are similar); each gives its rows (default: none; in main.py without "
@@ -345,7 +348,7 @@ _MAIN_SETTINGS = (
           group=_MAPS, commands=_BOTH),
     _flag("aug_smooth", "maps are the mean over six views of each image, mirrored or not and at 0.9, 1 and 1.1 times "
           "its values, each stretched to [0, 1] (grad-cam)", group=_MAPS, commands=_BOTH),
-    Setting("cam_levels", "stages that methods of several stages (refinecam, broadcam) read: 0 is the "
+    Setting("cam_levels", "stages that methods of several stages (refinecam, layercamfused, broadcam) read: 0 is the "
             "last one, 1 the one before, ... (default: 0,1, or 0 if there is only one)", None, stages,
             metavar="N,M,...", group=_MAPS, commands=_BOTH),
     Setting("bls_alpha", "broadcam: ridge penalty of the broad learning system", 50.0, rate, metavar="X", group=_MAPS),
@@ -528,7 +531,7 @@ def parse_picture_args(argv: list[str] | None = None) -> munch.Munch:
         raise InputError("--pretrained_path names ImageNet weights and --pretrained FALSE wants none; leave one out")
     config.methods_were_chosen = config.methods not in (None, ["all"])
     if not config.methods_were_chosen:
-        config.methods = list(CAM_METHODS if config.methods else DEFAULT_METHODS)
+        config.methods = all_methods() if config.methods else list(DEFAULT_METHODS)
     _check_names("methods", config.methods, CAM_METHODS)
     if config.heads is not None:
         _check_names("heads", config.heads, HEADS)
@@ -702,7 +705,7 @@ def complete(values: Mapping[str, Any], given: Collection[str]) -> munch.Munch:
         if config[key] is None:
             config[key] = value
     if config.methods == ["all"]:
-        config.methods = list(CAM_METHODS)
+        config.methods = all_methods()
     _complete_choices(config)
     if config.fidelity in (["all"], ["none"]):
         config.fidelity = list(MEASURES) if config.fidelity == ["all"] else []

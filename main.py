@@ -56,7 +56,7 @@ from inference import compute_scoremaps
 from wsol import build, distributed, dualize
 from wsol.backbones import get_architecture
 from wsol.branch import CANDIDATES, BranchSetting
-from wsol.cam import CAM_METHODS, NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, variants
+from wsol.cam import NO_HEAD, CamExtractor, Meter, ScoreMaps, Variant, all_methods, variants
 from wsol.cam.affinity import AFFINITY_CANDIDATES, Affinity
 from wsol.cam.broadcam import fit_broadcam
 from wsol.cam.regions import Regions
@@ -260,7 +260,7 @@ def find_fitted(config: Any, run: RunFolder) -> fitted.Kept | None:
     kept = fitted.load(run.path)
     if kept is not None and kept.settings == fit_settings(config):
         return kept
-    if set(config.methods) == set(CAM_METHODS):
+    if set(config.methods) == set(all_methods()):
         config.methods = [name for name in config.methods if not fitted.is_fitted(name)]
         log.info("broadcam is left out of all methods: %s has no fit of it; name it to fit it now", run.path)
     return None

@@ -46,7 +46,7 @@ from tabulate import tabulate
 from torch.nn import functional as F
 
 from wsol import build, dualize
-from wsol.cam import CAM_METHODS, CamExtractor, get_method, to_scoremaps
+from wsol.cam import CAM_METHODS, CamExtractor, all_methods, get_method, to_scoremaps
 from wsol.errors import InputError
 from wsol.layout import find_layout
 from wsol.run import command
@@ -410,7 +410,7 @@ def parse_args(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
-    able = [name for name, method in CAM_METHODS.items() if not method.fitted]  # others would need a fit first
+    able = [name for name in all_methods() if not CAM_METHODS[name].fitted]  # others would need a fit first
     methods = able if args.methods == ["all"] else [get_method(name).name for name in args.methods]
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device")

@@ -21,12 +21,12 @@ REAL = Path(os.environ.get("WSOL_METADATA", ROOT.parent / "shared" / "metadata")
 
 import main as program
 from wsol.backbones import ARCHITECTURES, Architecture
-from wsol.cam import CAM_METHODS
+from wsol.cam import CAM_METHODS, all_methods
 from wsol.classifier import Classifier
 from wsol.run import checkpoint
 
-# All methods but those that are fitted first: see tests/test_broadcam.py.
-METHODS = [name for name, method in CAM_METHODS.items() if not method.fitted]
+# What `all` stands for, but those that are fitted first: see tests/test_broadcam.py.
+METHODS = [name for name in all_methods() if not CAM_METHODS[name].fitted]
 
 
 def pytest_addoption(parser):

@@ -15,8 +15,9 @@ from wsol.classifier import Classifier, Output
 from wsol.errors import InputError
 from wsol.layout import Layout
 
-# Runs the network again, by its definition: scorecam for each channel, fullgrad through the trunk, ablationcam once.
-RUNS_AGAIN = ("scorecam", "ablationcam", "fullgrad")
+# Runs the network again, by its definition: scorecam for each channel, fullgrad through the trunk, ablationcam once,
+# smoothgradcam++ for images with noise.
+RUNS_AGAIN = ("scorecam", "ablationcam", "fullgrad", "smoothgradcam++")
 HEADS = ["softmax", "softmax_clamped", "sigmoid", "sigmoid_clamped"]
 
 

@@ -82,8 +82,10 @@ def test_any_batch_and_any_proportions(batch, size):
     with CamExtractor(dual, METHODS, heads=HEADS, perturb_batch=7) as extract:
         maps = extract(torch.randn(batch, 3, *size), torch.arange(batch))
     grid = (-(-size[0] // 8), -(-size[1] // 8))
+    finer = (-(-size[0] // 4), -(-size[1] // 4))  # that of the stage before
     for (method, head, _clamped, _refine), values in maps.items():
-        assert values.shape == (batch, *(size if method in AS_LARGE_AS_THE_IMAGE else grid)), (method, head)
+        expected = size if method in AS_LARGE_AS_THE_IMAGE else finer if method == "layercamfused" else grid
+        assert values.shape == (batch, *expected), (method, head)
         assert values.dtype == torch.float32 and torch.isfinite(values).all() and not values.requires_grad
     assert {variant.method for variant in maps} == set(METHODS)
 

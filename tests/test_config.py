@@ -82,7 +82,7 @@ def test_booleans(word, value):
 def test_methods_and_heads():
     assert parse_args(["--method", "layercam"]).methods == ["layercam"]
     assert parse_args(["--method", "layercam", "--methods", "cam, gradcam,cam"]).methods == ["cam", "gradcam"]
-    assert parse_args(["--methods", "all"]).methods == list(settings.CAM_METHODS)
+    assert parse_args(["--methods", "all"]).methods == settings.all_methods()
     assert parse_args(["--heads", "sigmoid", "--t1", "--t2"]).heads == ["sigmoid", "softmax_clamped", "sigmoid_clamped"]
 
 

@@ -6,6 +6,7 @@ from .registry import CAM_METHODS as CAM_METHODS
 from .registry import PERTURB_BATCH as PERTURB_BATCH
 from .registry import CamMethod as CamMethod
 from .registry import Option as Option
+from .registry import all_methods as all_methods
 from .registry import cam_options as cam_options
 from .registry import get_method as get_method
 from .registry import register as register

@@ -125,6 +125,8 @@ class CamExtractor:
         for name in options:
             if name not in cam_options():
                 raise InputError(f"no CAM method has an option '{name}'{nearest(name, cam_options())}")
+            if cam_options()[name].whole and (options[name] < 1 or options[name] != int(options[name])):
+                raise InputError(f"{name} must be a whole number, at least 1, got {options[name]:g}")
         self.model = model if isinstance(model, Classifier) else Classifier(model, find_head(model))
         self.methods = [methods] if isinstance(methods, str) else list(methods)
         refine = [refine] if isinstance(refine, str) else list(refine)

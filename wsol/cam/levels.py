@@ -8,6 +8,22 @@ from wsol.cam.forward_pass import HeadView
 from wsol.cam.gradient import gradcam_plus_plus
 
 
+def layercamfused(view: HeadView) -> Tensor:
+    """Maximum over stages of LayerCAM's maps, each rectified and scaled to tanh(2 M / max M), at the finest one's size.
+
+    Jiang et al., "LayerCAM", TIP 2021, section III-C: early stages have weak maps, which the scaling brings up.
+    BroadCAM's comparison fuses like that, too.
+    """
+    maps = []
+    for level in view.levels:
+        coarse = (level.gradients.relu() * level.activations).sum(dim=1).relu()
+        highest = coarse.amax(dim=(1, 2), keepdim=True)
+        maps.append((2 * coarse / highest.where(highest > 0, 1)).tanh())
+    size = max((tuple(of_level.shape[1:]) for of_level in maps), key=lambda shape: shape[0] * shape[1])
+    fine = [F.interpolate(of_level[:, None], size, mode="bilinear", align_corners=False)[:, 0] for of_level in maps]
+    return torch.stack(fine).amax(dim=0)
+
+
 def refinecam(view: HeadView) -> Tensor:
     """Product over stages of Grad-CAM++'s maps, each rectified, resized to the image and stretched to [0, 1].
 

@@ -34,12 +34,14 @@ PERTURB_BATCH = 64  # perturbed inputs in one forward pass, see CamExtractor
 class Option:
     """A hyperparameter of a method: a number >= 0 that the formula reads as `view.options[name]`.
 
-    It is a keyword argument of CamExtractor and a flag of the commands, each under its name.
+    It is a keyword argument of CamExtractor and a flag of the commands, each under its name. `whole`: a whole number
+    >= 1.
     """
 
     name: str
     default: float
     help: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,7 @@ class CamMethod:
         any_target: explains any score (wsol/cam/targets.py), not a class's logit alone.
         levels: reads several stages of the network, `view.levels`.
         reads_images: needs the images, not the target layer's activations and the heads alone.
+        on_request: only made where it is named, not by `--methods all`: it takes very many forward passes.
         fitted: reads what a fit to the training images gave, `view.shared.fitted[name]`; see wsol/cam/broadcam.py.
         options: the method's hyperparameters.
     """
@@ -78,6 +81,7 @@ class CamMethod:
     any_target: bool = False
     levels: bool = False
     reads_images: bool = False
+    on_request: bool = False
     fitted: bool = False
     options: tuple[Option, ...] = ()
 
@@ -110,6 +114,18 @@ CAM_METHODS: dict[str, CamMethod] = {
         _gradient_method("segeigencam", "segeigencam"),
         _gradient_method("shapleycam", "shapleycam", weights=True, second_order=True),
         CamMethod("refinecam", "wsol.cam.levels:refinecam", weights=False, any_target=True, levels=True),
+        CamMethod("layercamfused", "wsol.cam.levels:layercamfused", weights=False, any_target=True, levels=True),
+        CamMethod(
+            "smoothgradcam++",
+            "wsol.cam.perturbation:smoothgradcam_plus_plus",
+            weights=True,
+            any_target=True,
+            reads_images=True,
+            options=(
+                Option("smooth_samples", 4, "smoothgradcam++: images with noise", whole=True),
+                Option("smooth_std", 0.3, "smoothgradcam++: deviation of the noise, of normalized images"),
+            ),
+        ),
         CamMethod(
             "finercam",
             "wsol.cam.gradient:finercam",
@@ -119,11 +135,35 @@ CAM_METHODS: dict[str, CamMethod] = {
         ),
         CamMethod("broadcam", "wsol.cam.broadcam:broadcam", weights=False, headless=True, levels=True, fitted=True),
         CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True, reads_images=True),
+        CamMethod(
+            "sscam",
+            "wsol.cam.perturbation:sscam",
+            weights=True,
+            reads_images=True,
+            on_request=True,
+            options=(
+                Option("sscam_samples", 35, "sscam: masks with noise, for each channel", whole=True),
+                Option("sscam_std", 2.0, "sscam: deviation of the noise, of masks in [0, 1]"),
+            ),
+        ),
+        CamMethod(
+            "iscam",
+            "wsol.cam.perturbation:iscam",
+            weights=True,
+            reads_images=True,
+            on_request=True,
+            options=(Option("iscam_samples", 10, "iscam: masks that grow, for each channel", whole=True),),
+        ),
         CamMethod("ablationcam", "wsol.cam.perturbation:ablationcam", weights=True),
         CamMethod("randomcam", "wsol.cam.baselines:randomcam", weights=True, headless=True, reads_images=True),
         CamMethod("sobelcam", "wsol.cam.baselines:sobelcam", weights=False, headless=True, reads_images=True),
     )
 }
+
+
+def all_methods() -> list[str]:
+    """What `--methods all` stands for."""
+    return [name for name, method in CAM_METHODS.items() if not method.on_request]
 
 
 def register(name: str, **properties: Any) -> Callable[[Callable[[HeadView], Tensor]], Callable[[HeadView], Tensor]]:
