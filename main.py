@@ -148,9 +148,9 @@ def carry_out(
         distributed.barrier()  # until the checkpoints are written
         if not config.train_only and config.eval_checkpoint_type != "last":
             take_weights(model, Checkpoint("eval", checkpoints.path_of(run.path, config.eval_checkpoint_type)), sources)
+    if fits_methods(config) and (kept is None or not config.eval_only):
+        kept = fit_methods(config, data, model, run, device)
     if not config.train_only:
-        if fits_methods(config) and (kept is None or not config.eval_only):
-            kept = fit_methods(config, data, model, run, device)
         measured = measure(config, data, model, class_names, branch, sources, run, device, kept)
         if measured is None:
             return None
@@ -241,8 +241,8 @@ def find_checkpoint(config: Any, run: RunFolder) -> Checkpoint | None:
 
 
 def fits_methods(config: Any) -> bool:
-    """Whether this run makes maps of a method that is fitted to the training images."""
-    return not config.train_only and any(map(fitted.is_fitted, config.methods))
+    """Whether a method is fitted to the training images, behind the training."""
+    return any(map(fitted.is_fitted, config.methods))
 
 
 def fit_settings(config: Any) -> dict[str, Any]:
