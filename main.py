@@ -694,7 +694,7 @@ def choose_branch(
         candidates = tuple(setting for setting in CANDIDATES if not setting.object_weight)
         log.info("branches with an object loss are not tried: %s", reason)
     regions = Regions(model) if candidates == CANDIDATES else None
-    if not trainer.caches_features(model, regions):
+    if not METHODS[config.wsol_method](config).fixed_images or not trainer.caches_features(model, regions):
         log.info(
             "features cannot be cached here: choosing the branch takes %d trainings of %d epochs over the images",
             len(candidates),

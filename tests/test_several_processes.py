@@ -20,7 +20,7 @@ import main as program
 from wsol import distributed, training
 from wsol.backbones import ARCHITECTURES, Architecture
 from wsol.classifier import Classifier
-from wsol.run import command
+from wsol.run import command, fitted
 
 FORK = """
 import json, sys
@@ -151,7 +151,7 @@ def test_two_and_three_processes_train_as_one_does(five):
     """Losses, accuracies and val figures of each epoch, and the weights; 21 images and batches of 5 and 8."""
     runs = []
     for setting, flags in SETTINGS.items():
-        flags = ["--methods", "cam", "--val_every", "1", "--train_only", "--feature_cache", "ram", *flags]
+        flags = ["--methods", "cam,broadcam", "--bls_step", "4", "--val_every", "1", "--train_only", *flags]
         program.main(arguments(five, *flags, name=f"{setting} 1"))
         runs += [several(size, *arguments(five, *flags, name=f"{setting} {size}")) for size in (2, 3)]
     run_all(*runs)
@@ -162,6 +162,8 @@ def test_two_and_three_processes_train_as_one_does(five):
             assert found[0] == expected[0]
             for one, other in zip(found[1], expected[1], strict=True):
                 assert one == pytest.approx(other, rel=1e-4, abs=1e-4), name
+            fits = [fitted.load(five / f"runs/{setting} {n}").fitted.weight for n in (1, size)]
+            torch.testing.assert_close(fits[1], fits[0], rtol=1e-3, atol=1e-5)
             state = checkpoint_content(five / f"runs/{name}")["state_dict"]
             for key, tensor in weights.items():
                 torch.testing.assert_close(state[key], tensor, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")

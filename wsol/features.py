@@ -148,11 +148,10 @@ def cache_features(
     views = 1 if getattr(dataset, "augment", "none") == "none" else cache.views
     if cache.mode == "off" or not views:
         return None
-    key = None
-    if hasattr(dataset, "identity") and cache.mode in ("auto", "disk"):
+    key, has_name = None, hasattr(dataset, "identity")
+    if cache.mode == "disk" and has_name:
         key = _key(model, dataset, regions, views, cache, precision)
         if (found := _find(cache.folder, key, shard)) is not None:
-            log.info("features: found in %s", cache.folder / key)
             return found
     autocast = precision.autocast if precision is not None else nullcontext
 
@@ -177,6 +176,11 @@ def cache_features(
         shapes = [(views, len(shard), *part.shape[1:]) for part in parts]
         dtype = np.dtype(np.float16 if cache.half else np.float32)
         size = sum(int(np.prod(shape)) for shape in shapes) * dtype.itemsize
+        # A name takes a look at every image and weight, which what stays in memory can do without.
+        if cache.mode == "auto" and size > RAM_BYTES and has_name:
+            key = _key(model, dataset, regions, views, cache, precision)
+            if (found := _find(cache.folder, key, shard)) is not None:
+                return found
         store = _choose_store(cache, key, shapes, dtype, size)
         if store is None:
             return None
@@ -323,12 +327,12 @@ class _OnDisk:
             final = self.folder / self.key
             if not final.exists():  # else another run has finished them while this one waited
                 os.rename(self.temporary, final)
-        found = _find(self.folder, self.key, shard)
+        found = _find(self.folder, self.key, shard, say=False)
         assert found is not None, f"{final} was just written"
         return found
 
 
-def _find(folder: Path, key: str, shard: range) -> Features | None:
+def _find(folder: Path, key: str, shard: range, say: bool = True) -> Features | None:
     """Features on disk; None if there are none, or what is there is damaged."""
     if not (folder / key).is_dir():
         return None
@@ -337,6 +341,8 @@ def _find(folder: Path, key: str, shard: range) -> Features | None:
         parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in files]
         labels = np.load(folder / key / "labels.npy", allow_pickle=False)
         if parts and all(part.ndim >= 3 and part.shape[1] == len(labels) == len(shard) for part in parts):
+            if say:
+                log.info("features: found in %s", folder / key)
             return Features(parts, labels, shard)
         problem: object = "shapes that do not fit"
     except NOT_ARRAYS as error:

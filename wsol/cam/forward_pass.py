@@ -1,5 +1,6 @@
 """What a method's formula reads: a batch's forward pass (`ForwardPass`), and one head's view of it (`HeadView`)."""
 
+import zlib
 from collections.abc import Callable, Mapping
 from functools import cached_property
 
@@ -53,6 +54,11 @@ class ForwardPass:
         self.options = {name: option.default for name, option in cam_options().items()} | dict(options or {})
         self.activations = self.to_maps(leaf.detach())
         self._computed: dict[Callable, dict[str, Tensor]] = {}
+
+    @cached_property
+    def image_seeds(self) -> list[int]:
+        """A checksum of each image: what is drawn from it is the same in any batch, process and run."""
+        return [zlib.crc32(image.contiguous().cpu().numpy().tobytes()) for image in self.images.detach().float()]
 
     def to_maps(self, tensor: Tensor) -> Tensor:
         """A tensor in the layer's layout → (B, C, h, w), float32 at least."""

@@ -55,12 +55,13 @@ def masked_scores(shared: ForwardPass) -> dict[str, Tensor]:
 def noisily_masked_scores(shared: ForwardPass) -> dict[str, Tensor]:
     """Mean scores under each channel's mask with noise, (B, C) per head."""
     samples, std = int(shared.options["sscam_samples"]), shared.options["sscam_std"]
-    seeds = [zlib.crc32(image.contiguous().cpu().numpy().tobytes()) for image in shared.images.detach().float()]
     channels = shared.activations.shape[1]
 
     def with_noise(sample: int) -> Callable[[Tensor, Tensor, tuple[int, int]], Tensor]:
         def masks(maps: Tensor, positions: Tensor, size: tuple[int, int]) -> Tensor:
-            noise = [mask_noise(seeds[p // channels], sample, p % channels, size) for p in positions.tolist()]
+            noise = [
+                mask_noise(shared.image_seeds[p // channels], sample, p % channels, size) for p in positions.tolist()
+            ]
             return _stretched_small(maps, positions, size) + std * torch.stack(noise)[:, None].to(maps)
 
         return masks
@@ -150,12 +151,11 @@ def smoothgradcam_plus_plus(view: HeadView) -> Tensor:
 def noisy_gradients(shared: ForwardPass) -> dict[str, Tensor]:
     """Means of g, g^2 and g^3 over images with noise, (3, B, C, h, w) per head."""
     samples, std = int(shared.options["smooth_samples"]), shared.options["smooth_std"]
-    seeds = [zlib.crc32(image.contiguous().cpu().numpy().tobytes()) for image in shared.images.detach().float()]
     sums: dict[str, Tensor] = {}
     size = (shared.images.shape[-2], shared.images.shape[-1])
     for sample in range(samples):
         noise = torch.stack(
-            [torch.stack([mask_noise(seed, sample, colour, size) for colour in range(3)]) for seed in seeds]
+            [torch.stack([mask_noise(seed, sample, c, size) for c in range(3)]) for seed in shared.image_seeds]
         )
         leaf, logits = _recorded_forward(shared, shared.images.detach() + std * noise.to(shared.images))
         for head, of_head in logits.items():
