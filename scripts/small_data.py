@@ -81,7 +81,7 @@ def draw(figures: Figures, title: str) -> bytes:
             low, high = [min(points[p]) for p in x], [max(points[p]) for p in x]
             panel.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
         panel.set_xscale("log")
-        panel.set_xticks(x, [f"{p:g}" for p in x])
+        panel.set_xticks(x, [f"{p:g}" for p in x], fontsize=7)
         panel.minorticks_off()
         panel.set(xlabel="% of the training images", ylabel=f"{FIGURES[key]} (%)")
         panel.grid(alpha=0.3)
