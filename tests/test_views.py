@@ -63,7 +63,7 @@ def test_a_view_and_its_way_back():
 def test_a_sum_by_hand():
     """[1, 3] at twice the size is [1, 1.5, 2.5, 3] (bilinear, pixel centres)."""
     small, large = torch.tensor([[[1.0, 3.0]]]), torch.tensor([[[10.0, 20.0, 30.0, 40.0]]])
-    total = add_views([{"a": small}, {"a": large}])
+    total = add_views([{"a": small}, {"a": large}], [PLAIN, View(2.0)])
     assert torch.equal(total["a"], torch.tensor([[[11.0, 21.5, 32.5, 43.0]]]))
 
 

@@ -230,7 +230,8 @@ def together(module: nn.Module, *, static: bool) -> nn.Module:
         return module
     from torch.nn.parallel import DistributedDataParallel
 
-    return DistributedDataParallel(module, static_graph=static)
+    # Buffers are BatchNorm's: synchronized, or copied once an epoch (`copy_from`).
+    return DistributedDataParallel(module, static_graph=static, broadcast_buffers=False)
 
 
 def synchronize_batchnorm(module: nn.Module) -> nn.Module:

@@ -67,7 +67,8 @@ class CamExtractor:
         refined_methods: the methods that `refine` applies to; None: all. The others' maps are not refined.
         affinity: the refinement's settings; or several, each under a name that `refine` and the Variants then have.
         scales, flip: views of each image: it is scaled by each number, and with `flip` also mirrored left to right. The
-            raw maps of all views are brought to the size of the largest one and added (wsol/cam/views.py). Gradients at
+            raw maps of all views are brought to the size of the largest one and added (wsol/cam/views.py); of broadcam,
+            as in its paper, negative places of each scale are cut first. Gradients at
             one of P places are multiplied by P over that of the image itself first: behind a mean over the places they
             would otherwise count the less, the larger the view. Logits and predictions are those of the image itself.
         levels: the stages that methods of several stages read: 0 is the target layer, 1 the last layer of the stage
@@ -229,7 +230,8 @@ class CamExtractor:
                 maps.append({key: view.undo(values) for key, values in found.items()})
             if self._aug_smooth:
                 return {key: torch.stack([values[key] for values in maps]).mean(dim=0) for key in maps[0]}
-            return maps[0] if len(maps) == 1 else add_views(maps)
+            cut = {key for key in maps[0] if get_method(key.method if isinstance(key, Variant) else key).cut_scales}
+            return maps[0] if len(maps) == 1 else add_views(maps, self._views_of_images, cut)
 
     def level_features(self, images: Tensor) -> Tensor:
         """What a fit reads of images (B, 3, H, W): the mean over the places of each level's rectified activations.

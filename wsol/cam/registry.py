@@ -64,6 +64,7 @@ class CamMethod:
         any_target: explains any score (wsol/cam/targets.py), not a class's logit alone.
         levels: reads several stages of the network, `view.levels`.
         reads_images: needs the images, not the target layer's activations and the heads alone.
+        cut_scales: where views of several scales are added, negative places of each scale are cut first.
         on_request: only made where it is named, not by `--methods all`: it takes very many forward passes.
         fitted: reads what a fit to the training images gave, `view.shared.fitted[name]`; see wsol/cam/broadcam.py.
         options: the method's hyperparameters.
@@ -81,6 +82,7 @@ class CamMethod:
     any_target: bool = False
     levels: bool = False
     reads_images: bool = False
+    cut_scales: bool = False
     on_request: bool = False
     fitted: bool = False
     options: tuple[Option, ...] = ()
@@ -133,7 +135,15 @@ CAM_METHODS: dict[str, CamMethod] = {
             per_place=True,
             options=(Option("alpha", 0.6, "finercam: strength of the comparison with the nearest classes"),),
         ),
-        CamMethod("broadcam", "wsol.cam.broadcam:broadcam", weights=False, headless=True, levels=True, fitted=True),
+        CamMethod(
+            "broadcam",
+            "wsol.cam.broadcam:broadcam",
+            weights=False,
+            headless=True,
+            levels=True,
+            fitted=True,
+            cut_scales=True,
+        ),
         CamMethod("scorecam", "wsol.cam.perturbation:scorecam", weights=True, reads_images=True),
         CamMethod(
             "sscam",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -56,16 +56,23 @@ def make_views(scales: Sequence[float], flip: bool) -> list[View]:
     ]
 
 
-def add_views(maps: Sequence[Mapping[Key, Tensor]]) -> dict[Key, Tensor]:
+def add_views(
+    maps: Sequence[Mapping[Key, Tensor]], views: Sequence[View], cut: Collection[Key] = ()
+) -> dict[Key, Tensor]:
     """The sum of maps over views, each brought to the size of the largest one of its key (bilinear).
 
     Args:
         maps: of each view, key → (B, h, w).
+        cut: keys of which negative places of each scale's sum are cut before the scales are added.
     """
     total = {}
     for key in maps[0]:
         of_views = [view[key] for view in maps]
         size = (max(m.shape[-2] for m in of_views), max(m.shape[-1] for m in of_views))
-        brought = [F.interpolate(m[:, None], size, mode="bilinear", align_corners=False)[:, 0] for m in of_views]
-        total[key] = torch.stack(brought).sum(dim=0)
+        of_scales: dict[float, list[Tensor]] = {}
+        for view, of_view in zip(views, of_views, strict=True):
+            brought = F.interpolate(of_view[:, None], size, mode="bilinear", align_corners=False)[:, 0]
+            of_scales.setdefault(view.scale if key in cut else 1.0, []).append(brought)
+        sums = [torch.stack(of_scale).sum(dim=0) for of_scale in of_scales.values()]
+        total[key] = torch.stack([one.relu() for one in sums]).sum(dim=0) if key in cut else sums[0]
     return total
