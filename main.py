@@ -118,11 +118,9 @@ def carry_out(
         kept = find_fitted(config, run)
         data = read_data(config, checkpoint, fits=kept is None and fits_methods(config))
         model, class_names = build_model(config, data, checkpoint)
-    if kept is not None and config.eval_only and not kept.fits(model):
-        raise InputError(
-            f"{run.path / fitted.FILE} was fitted to another network's features than those of "
-            f"{config.eval_checkpoint_type}; remove it, and broadcam is fitted anew"
-        )
+        if kept is not None and not kept.fits(model):
+            log.info("%s is of another checkpoint's features: broadcam is fitted anew", run.path / fitted.FILE)
+            kept, data = None, read_data(config, checkpoint, fits=True)
     describe(config, data, model)
     if config.dry_run:
         return None

@@ -196,13 +196,18 @@ def test_broadcam_alone_chooses_by_gradcam(shapes):
     assert [line.get("maxboxacc_v2") for line in lines] == [line.get("maxboxacc_v2") for line in expected]
 
 
-def test_another_network_s_fit_is_refused(shapes):
-    program.main(arguments(shapes, "--methods", "broadcam"))
+def test_another_network_is_fitted_anew(shapes, capsys):
+    results = program.main(arguments(shapes, "--methods", "broadcam"))
     kept = fitted.load(shapes / "runs/run")
     assert kept.fits(program.build_network(program.parse_args(arguments(shapes)), None, 3)) is True
     fitted.save(shapes / "runs/run", kept.fitted, kept.settings, tiny(3))
-    with pytest.raises(InputError, match="was fitted to another network's features than those of last"):
-        program.main(["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"])
+    again = ["--root", str(shapes / "runs"), "--experiment_name", "run", "--eval_only"]
+    assert program.main(again)["rows"] == results["rows"]
+    assert "is of another checkpoint's features: broadcam is fitted anew" in capsys.readouterr().out
+    whole = ["--model_structure", "vanilla", "--unfreeze_layer", "all", "--methods", "broadcam", "--save_every", "1"]
+    program.main(arguments(shapes, *whole, name="whole"))
+    program.main([*again[:3], "whole", "--eval_only", "--eval_checkpoint_type", "1"])
+    assert (shapes / "runs/whole/eval-1" / fitted.FILE).is_file()
 
 
 def test_a_damaged_fit_is_named(tmp_path):
